@@ -1,0 +1,138 @@
+"""Bodies of log records. Encoded with msgspec as JSON; told apart by ``type``.
+
+Stream ``versions``: sharded by `shard_of(namespace, environment)`; applied by number (`VersionEvent`) or issue time (`HeadEvent`).
+Stream ``receipts``: sharded by `shard_of(instance)` (or node, for `FannedOut` and `NodeAlive`); every effect is an upsert.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from heliograph.core.frames import Answer, Fingerprint, State
+from heliograph.core.records import Cursor, Signed
+
+SHARDS = 16
+MAX_EVENT_TEXT = 256 * 1024
+
+
+def shard_of(*parts: str, shards: int = SHARDS) -> int:
+    """Stable for ever: the first 8 bytes of SHA-256 over the parts joined by ``/``, modulo the number of shards."""
+    return int.from_bytes(hashlib.sha256("/".join(parts).encode()).digest()[:8], "big") % shards
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type"):
+    pass
+
+
+class ChangedConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``leaf`` None: deleted. ``document`` is left out when the event's texts exceed 256 KiB in all; the digest is always there."""
+
+    name: str
+    leaf: str | None
+    document_digest: str | None = None
+    document: str | None = None
+
+
+class VersionEvent(Event, tag="version"):
+    namespace: str
+    environment: str
+    epoch: int
+    number: int
+    version: Signed
+    head: Signed
+    changes: tuple[ChangedConfig, ...]
+    received_at_us: int
+    trace: str | None = None
+    answer: Answer = "soon"
+
+
+class HeadEvent(Event, tag="head"):
+    namespace: str
+    environment: str
+    head: Signed
+
+
+class RevokedEvent(Event, tag="revoked"):
+    """Tokens that are no longer valid, by id."""
+
+    tokens: tuple[str, ...]
+
+
+FromRegistry = VersionEvent | HeadEvent | RevokedEvent
+
+
+class Subscribed(Event, tag="subscribed"):
+    """An instance's subscription is live on a node. ``connection`` is unique for ever."""
+
+    namespace: str
+    environment: str
+    instance: str
+    incarnation: int
+    connection: str
+    subscription: int
+    view: tuple[str, ...]
+    node: str
+    region: str
+    token: str
+    fingerprint: Fingerprint
+    have: Cursor | None
+    at_us: int
+
+
+class Unsubscribed(Event, tag="unsubscribed"):
+    namespace: str
+    environment: str
+    instance: str
+    connection: str
+    subscription: int
+    node: str
+    reason: str
+    at_us: int
+
+
+class Received(Event, tag="received"):
+    """A receipt as the sync node took it, with its own clock. ``applied_at_us`` is already corrected by the client's offset."""
+
+    namespace: str
+    environment: str
+    instance: str
+    connection: str
+    subscription: int
+    node: str
+    epoch: int
+    number: int
+    version: str
+    state: State
+    reason: str | None
+    applied_at_us: int
+    received_at_us: int
+    trace: str | None = None
+
+
+class FannedOut(Event, tag="fanned_out"):
+    """One node finished sending one version: ``logged_at_us`` when its reader had the record, then first and last send."""
+
+    namespace: str
+    environment: str
+    epoch: int
+    number: int
+    node: str
+    recipients: int
+    logged_at_us: int
+    started_at_us: int
+    done_at_us: int
+
+
+class NodeAlive(Event, tag="node_alive"):
+    """Every 2 s. A node silent for 10 s is dead: its instances become ``unknown``."""
+
+    node: str
+    region: str
+    connections: int
+    at_us: int
+    leaving: bool = False
+
+
+FromSync = Subscribed | Unsubscribed | Received | FannedOut | NodeAlive

@@ -1,0 +1,132 @@
+"""Version records, signed heads, leaves, cursors: what is hashed and signed, with its exact text.
+
+A record is kept and shipped as the canonical text (RFC 8785) that was hashed; nobody encodes it twice. Unknown members are kept in the
+text and ignored by readers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NewType, Self
+
+import msgspec
+
+from heliograph.core.canonical import canonical
+from heliograph.core.digest import Digest, digest, unspell
+
+Number = NewType("Number", int)
+VersionKind = Literal["create", "publish", "rollback", "promote", "branch", "rekey", "recover"]
+
+VERSION_TYPE = "application/vnd.heliograph.version.v1+json"
+HEAD_TYPE = "application/vnd.heliograph.head.v1+json"
+ROOT_TYPE = "application/vnd.heliograph.root.v1+json"
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """``keyid``: first 16 hex digits of the key's digest, a hint only. ``sig``: base64 of the Ed25519 signature over DSSE's PAE."""
+
+    keyid: str
+    sig: str
+
+
+class Signed(msgspec.Struct, frozen=True):
+    """A DSSE statement with its payload as exact text (in files and over REST the standard envelope has it in base64)."""
+
+    payload: str
+    signatures: tuple[Signature, ...]
+
+
+class Cursor(msgspec.Struct, frozen=True, order=True):
+    """Where a reader is. ``number`` alone would not do: two histories may share it; only ``version`` tells a lost tail from the real one."""
+
+    epoch: int
+    number: int
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.number}.{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Inverse of ``str``. Raises ValueError."""
+        epoch, number, version = text.split(".", 2)
+        unspell(version)
+        for digits in (epoch, number):
+            if not (digits.isascii() and digits.isdigit() and len(digits) <= 16):
+                raise ValueError("not a cursor: expected <epoch>.<number>.<version id>")
+        return cls(int(epoch), int(number), version)
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Provenance: what was rolled back to, promoted or branched from. Not a second parent."""
+
+    environment: str
+    number: int
+    version: str
+
+
+class Leaf(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a version says of one config; the trie's entry is the digest of `text`."""
+
+    document: str
+    schema: str | None = None
+    statement: str | None = None
+
+    def text(self) -> bytes:
+        return canonical({k: v for k, v in msgspec.structs.asdict(self).items() if v is not None})
+
+    def digest(self) -> Digest:
+        return digest("leaf", self.text())
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """One immutable commit to an environment; its id is the digest of `text`. ``history``: RFC 6962 root over all earlier ids."""
+
+    namespace: str
+    environment: str
+    epoch: int
+    number: int
+    parent: str | None
+    root: str
+    history: str
+    kind: str
+    author: str
+    at: str
+    message: str | None = None
+    source: Source | None = None
+
+    def text(self) -> bytes:
+        return canonical(msgspec.to_builtins(self))
+
+    @staticmethod
+    def id_of(text: bytes | str) -> Digest:
+        return digest("version", text.encode() if isinstance(text, str) else text)
+
+    @classmethod
+    def read(cls, text: bytes | str) -> Version:
+        return msgspec.json.decode(text, type=cls)
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What an environment is at: signed, short-lived. Order of heads: (epoch, number, issued_at)."""
+
+    namespace: str
+    environment: str
+    epoch: int
+    number: int
+    version: str
+    root: str
+    safe: int
+    issued_at: str
+    expires_at: str
+    rollout: dict[str, object] | None = None
+
+    def text(self) -> bytes:
+        return canonical(msgspec.to_builtins(self))
+
+    @classmethod
+    def read(cls, text: bytes | str) -> Head:
+        return msgspec.json.decode(text, type=cls)
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.epoch, self.number, self.version)

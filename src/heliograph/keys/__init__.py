@@ -1,0 +1,1 @@
+"""Signing keys: the port and its local provider."""

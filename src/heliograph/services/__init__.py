@@ -1,0 +1,1 @@
+"""The services, one room each. Rooms never import each other."""
