@@ -1,0 +1,81 @@
+# Every target does its own set-up. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    := $(VENV)/.run
+DEV    := $(VENV)/.dev
+ARGS   ?=
+export PYTHONUNBUFFERED := 1
+
+##@ Use it
+
+.PHONY: demo dev stack
+demo: $(RUN)  ## The whole story live: services, eight clients, every receipt (ARGS=--once: by itself; STACK=1: on real servers)
+	@$(if $(STACK),bash deploy/stack.sh run $(BIN)/heliograph demo --stack $(ARGS),$(BIN)/heliograph demo $(ARGS))
+
+dev: $(RUN)  ## Every service in one process on an embedded PostgreSQL, without demo clients
+	@$(BIN)/heliograph dev $(ARGS)
+
+stack: $(RUN)  ## Each service as its own process on a real PostgreSQL and a real Kafka; Ctrl-C stops all
+	@bash deploy/stack.sh up
+
+##@ Work on it
+
+.PHONY: test check lint types imports soak bench setup servers lock clean help
+test: setup  ## Install what the tests need, then run everything (ARGS=… goes to pytest)
+	@$(MAKE) --no-print-directory check
+	$(BIN)/pytest $(ARGS)
+
+check: lint types imports  ## Formatting, lint, types, import contracts
+
+lint: $(DEV)
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+imports: $(DEV)
+	$(BIN)/lint-imports --no-cache
+
+soak: setup  ## Slow runs: minutes of faults and load
+	$(BIN)/pytest -m slow -p no:randomly $(ARGS)
+
+bench: setup  ## Measure propagation on both stacks; writes docs/benchmarks.md
+	$(BIN)/python -m bench $(ARGS)
+
+setup: $(DEV) servers  ## Python packages and the real servers that tests use
+
+servers:
+	@bash deploy/servers.sh
+
+lock: $(DEV)  ## Pin dependencies anew, with hashes
+	$(BIN)/pip-compile -q --upgrade --generate-hashes --no-emit-options --no-header --allow-unsafe --strip-extras \
+	    --all-build-deps --extra server --extra embedded --extra dev -o requirements/dev.txt pyproject.toml
+	$(BIN)/pip-compile -q --generate-hashes --no-emit-options --no-header --allow-unsafe --strip-extras \
+	    --all-build-deps --extra server --extra embedded -c requirements/dev.txt -o requirements/run.txt pyproject.toml
+
+clean:  ## Remove what was built or installed here (not the data of `make demo`)
+	rm -rf $(VENV) build dist .cache .stack src/*.egg-info
+
+help:  ## This list
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- set-up; stamps are newer than what they were made from ---
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Heliograph needs Python 3.11 or newer; set PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): requirements/run.txt pyproject.toml | $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/run.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUN)
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@

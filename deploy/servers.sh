@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs the real servers that tests use: Debian's PostgreSQL, Kafka from Maven jars, npm packages of tests/node.
+# On a machine where one cannot be installed it says so and goes on (its tests skip with the reason); with CI=true it fails.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+missing() {
+    echo "servers: $1" >&2
+    [ "${CI:-}" != true ] || exit 1
+}
+
+apt_install() {     # apt_install COMMAND PACKAGE…: only what is not there yet, and only as root
+    local probe=$1; shift
+    compgen -G "$probe" >/dev/null || command -v "$probe" >/dev/null && return
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        missing "$* not installed; as root: apt-get install $*"
+        return
+    fi
+    echo "servers: installing $*" >&2
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null \
+        || missing "installing $* failed"
+}
+
+apt_install '/usr/lib/postgresql/*/bin/postgres' postgresql
+apt_install java openjdk-17-jre-headless
+apt_install mvn maven
+apt_install npm nodejs npm
+command -v java >/dev/null && command -v mvn >/dev/null && { bash deploy/kafka/kafka.sh install || missing "Kafka's jars could not be fetched"; }
+if command -v npm >/dev/null; then
+    if [ ! -e tests/node/node_modules/.package-lock.json ] || [ tests/node/package-lock.json -nt tests/node/node_modules/.package-lock.json ]; then
+        npm ci --prefix tests/node --silent --no-fund --no-audit || missing "npm ci in tests/node failed"
+    fi
+fi
+exit 0
