@@ -1,0 +1,43 @@
+"""Readiness: named conditions that must all hold before a service takes traffic, and what is missing while they do not."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Readiness:
+    """All conditions start unmet. Without any condition a service is ready.
+
+        readiness = Readiness("database", "log")
+        readiness.met("database")
+        readiness.missing()    # {"log": "starting"}
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self, *conditions: str) -> None:
+        self._missing = dict.fromkeys(conditions, "starting")
+        self._changed = asyncio.Event()
+
+    def met(self, condition: str) -> None:
+        if self._missing.pop(condition, None) is not None:
+            self._changed.set()
+
+    def unmet(self, condition: str, reason: str) -> None:
+        """``condition`` (it may be a new one, such as "drain") does not hold; ``reason`` is shown to operators: no secrets."""
+        self._missing[condition] = reason
+        self._changed.set()
+
+    def missing(self) -> dict[str, str]:
+        """Condition -> reason for each that does not hold."""
+        return dict(self._missing)
+
+    @property
+    def ready(self) -> bool:
+        return not self._missing
+
+    async def wait(self) -> None:
+        """Returns once everything holds. The caller brings the deadline."""
+        while self._missing:
+            self._changed.clear()
+            await self._changed.wait()
