@@ -1,0 +1,67 @@
+"""`python -m bench [propagation|commit …]`: measures, prints, and writes docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+
+from bench import report, stacks
+from bench.propagation import Result, measure
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=["all", "propagation", "commit"], default="all")
+    parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
+    parser.add_argument("--clients", type=int, default=1000, help="synthetic clients")
+    parser.add_argument("--sdks", type=int, default=20, help="real SDK processes")
+    parser.add_argument("--publishes", type=int, default=200)
+    parser.add_argument("--gap", type=float, default=0.25, help="mean seconds between publishes")
+    parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks.md as it is")
+    return parser.parse_args()
+
+
+async def propagation(options: argparse.Namespace) -> list[Result]:
+    shapes = {"embedded": stacks.embedded, "servers": stacks.servers}
+    chosen = list(shapes) if options.stack == "both" else [options.stack]
+    results = []
+    for name in chosen:
+        with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
+            async with shapes[name](Path(folder)) as stack:
+                result = await measure(
+                    stack,
+                    Path(folder),
+                    clients=options.clients,
+                    processes=options.sdks,
+                    publishes=options.publishes,
+                    gap_s=options.gap,
+                )
+        results.append(result)
+        print(f"\n## {name}\n\n{report.propagation_section(result)}\n", flush=True)
+    return results
+
+
+def main() -> None:
+    options = arguments()
+    if options.what in ("all", "propagation"):
+        results = asyncio.run(propagation(options))
+        if not options.dry:
+            for result in results:
+                command = (
+                    f"make bench ARGS='propagation --stack {result.stack} --clients {options.clients} --sdks {options.sdks}'"
+                )
+                report.replace_section(f"propagation {result.stack}", command, report.propagation_section(result))
+            report.plot(results, report.PAGE.parent / "propagation.svg")
+    if options.what in ("all", "commit"):
+        from bench import commit_cost
+
+        text = asyncio.run(commit_cost.measure())
+        print(text)
+        if not options.dry:
+            report.replace_section("commit", "make bench ARGS=commit", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The two shapes that are measured, as child processes on loopback: embedded (one process) and servers (PostgreSQL, Kafka, four services)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+START_S = 120
+
+
+@dataclass(frozen=True)
+class Stack:
+    name: str
+    url: str
+    token: str
+    endpoints: dict[str, str]
+    pids: tuple[int, ...]
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for each in held:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in held]
+    finally:
+        for each in held:
+            each.close()
+
+
+def _ports() -> dict[str, str]:
+    names = ("REGISTRY", "SYNC", "SYNC_HTTP", "LEDGER", "RELAY")
+    return {f"HELIOGRAPH_{name}_PORT": str(port) for name, port in zip(names, free_ports(5), strict=True)}
+
+
+@asynccontextmanager
+async def embedded(folder: Path) -> AsyncIterator[Stack]:
+    """Every service in one process on the embedded PostgreSQL."""
+    env = os.environ | _ports() | {"HELIOGRAPH_DATA_DIR": str(folder / "data")}
+    async with _running("embedded", [sys.executable, "-m", "heliograph.cli", "dev"], env, folder, "data/tokens") as stack:
+        yield stack
+
+
+@asynccontextmanager
+async def servers(folder: Path) -> AsyncIterator[Stack]:
+    """PostgreSQL, Kafka, and each service as its own process."""
+    postgres, kafka = free_ports(2)
+    env = (
+        os.environ
+        | _ports()
+        | {
+            "STACK_DIR": str(folder / "stack"),
+            "POSTGRES_PORT": str(postgres),
+            "KAFKA_PORT": str(kafka),
+            "VENV": str(Path(sys.executable).parent.parent),
+        }
+    )
+    async with _running("servers", ["bash", str(ROOT / "deploy/stack.sh"), "up"], env, folder, "stack/data/tokens") as stack:
+        yield stack
+
+
+@asynccontextmanager
+async def _running(name: str, command: list[str], env: dict[str, str], folder: Path, tokens: str) -> AsyncIterator[Stack]:
+    with (folder / f"{name}.log").open("wb") as log:
+        child = await asyncio.create_subprocess_exec(*command, env=env, stdout=log, stderr=log, cwd=ROOT)
+    try:
+        url = f"http://127.0.0.1:{env['HELIOGRAPH_REGISTRY_PORT']}"
+        ready = [
+            url,
+            f"http://127.0.0.1:{env['HELIOGRAPH_SYNC_HTTP_PORT']}",
+            f"http://127.0.0.1:{env['HELIOGRAPH_LEDGER_PORT']}",
+        ]
+        await asyncio.wait_for(_all_ready(child, ready, folder / f"{name}.log"), START_S)
+        async with httpx.AsyncClient() as http:
+            endpoints = (await http.get(f"{url}/v1/endpoints")).json()
+        token = (folder / tokens / "admin.token").read_text().strip()
+        yield Stack(name, url, token, endpoints, (child.pid,))
+    finally:
+        if child.returncode is None:
+            child.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(child.wait(), 60)
+
+
+async def _all_ready(child: asyncio.subprocess.Process, urls: list[str], log: Path) -> None:
+    async with httpx.AsyncClient() as http:
+        for url in urls:
+            while not await _ready(http, url):
+                if child.returncode is not None:
+                    raise RuntimeError(f"the stack ended at start:\n{log.read_text()[-3000:]}")
+                await asyncio.sleep(0.1)
+
+
+async def _ready(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(f"{url}/readyz")).status_code == 200
+    except httpx.HTTPError:
+        return False
