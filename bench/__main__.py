@@ -7,7 +7,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import report, stacks
+from bench import commit_cost, report, stacks
 from bench.propagation import Result, measure
 
 
@@ -55,8 +55,6 @@ def main() -> None:
                 report.replace_section(f"propagation {result.stack}", command, report.propagation_section(result))
             report.plot(results, report.PAGE.parent / "propagation.svg")
     if options.what in ("all", "commit"):
-        from bench import commit_cost
-
         text = asyncio.run(commit_cost.measure())
         print(text)
         if not options.dry:

@@ -49,7 +49,8 @@ async def _children(commands: list[list[str]], secret: str = "") -> AsyncIterato
     ]
     try:
         for child in children:
-            assert child.stdin and child.stdout
+            assert child.stdin
+            assert child.stdout
             if secret:
                 child.stdin.write(secret.encode() + b"\n")
             line = await asyncio.wait_for(child.stdout.readline(), READY_S)
