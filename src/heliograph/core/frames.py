@@ -96,9 +96,13 @@ class Renew(ClientFrame, tag="token"):
 
 
 class Resync(ClientFrame, tag="resync"):
-    """Asks for a snapshot of one subscription: what was sent did not verify."""
+    """Asks for a snapshot of one subscription: what was sent did not verify, or starts at a version that was rejected here.
+
+    ``have``: what the client really holds, which is not what the server last sent. The answer carries ``ancestry`` from there.
+    """
 
     subscription: int
+    have: Cursor | None = None
 
 
 FromClient = Hello | Receipt | Heartbeat | Renew | Resync
