@@ -35,7 +35,7 @@ class ChangedConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     document: str | None = None
 
 
-class VersionEvent(Event, tag="version"):
+class VersionEvent(Event, frozen=True, kw_only=True, tag="version"):
     namespace: str
     environment: str
     epoch: int
@@ -48,13 +48,13 @@ class VersionEvent(Event, tag="version"):
     answer: Answer = "soon"
 
 
-class HeadEvent(Event, tag="head"):
+class HeadEvent(Event, frozen=True, kw_only=True, tag="head"):
     namespace: str
     environment: str
     head: Signed
 
 
-class RevokedEvent(Event, tag="revoked"):
+class RevokedEvent(Event, frozen=True, kw_only=True, tag="revoked"):
     """Tokens that are no longer valid, by id."""
 
     tokens: tuple[str, ...]
@@ -63,7 +63,7 @@ class RevokedEvent(Event, tag="revoked"):
 FromRegistry = VersionEvent | HeadEvent | RevokedEvent
 
 
-class Subscribed(Event, tag="subscribed"):
+class Subscribed(Event, frozen=True, kw_only=True, tag="subscribed"):
     """An instance's subscription is live on a node. ``connection`` is unique for ever."""
 
     namespace: str
@@ -81,7 +81,7 @@ class Subscribed(Event, tag="subscribed"):
     at_us: int
 
 
-class Unsubscribed(Event, tag="unsubscribed"):
+class Unsubscribed(Event, frozen=True, kw_only=True, tag="unsubscribed"):
     namespace: str
     environment: str
     instance: str
@@ -92,7 +92,7 @@ class Unsubscribed(Event, tag="unsubscribed"):
     at_us: int
 
 
-class Received(Event, tag="received"):
+class Received(Event, frozen=True, kw_only=True, tag="received"):
     """A receipt as the sync node took it, with its own clock. ``applied_at_us`` is already corrected by the client's offset."""
 
     namespace: str
@@ -111,7 +111,7 @@ class Received(Event, tag="received"):
     trace: str | None = None
 
 
-class FannedOut(Event, tag="fanned_out"):
+class FannedOut(Event, frozen=True, kw_only=True, tag="fanned_out"):
     """One node finished sending one version: ``logged_at_us`` when its reader had the record, then first and last send."""
 
     namespace: str
@@ -125,7 +125,7 @@ class FannedOut(Event, tag="fanned_out"):
     done_at_us: int
 
 
-class NodeAlive(Event, tag="node_alive"):
+class NodeAlive(Event, frozen=True, kw_only=True, tag="node_alive"):
     """Every 2 s. A node silent for 10 s is dead: its instances become ``unknown``."""
 
     node: str

@@ -55,7 +55,7 @@ class ClientFrame(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     pass
 
 
-class Hello(ClientFrame, tag="hello"):
+class Hello(ClientFrame, frozen=True, kw_only=True, tag="hello"):
     """First frame. ``instance``: UUIDv7 kept beside the SDK's disk copy; ``incarnation`` strictly grows with each start of it."""
 
     instance: str
@@ -66,7 +66,7 @@ class Hello(ClientFrame, tag="hello"):
     sent_at_us: int = 0
 
 
-class Receipt(ClientFrame, tag="receipt"):
+class Receipt(ClientFrame, frozen=True, kw_only=True, tag="receipt"):
     """An instance's answer for one version of one subscription. ``seq`` grows per connection; resent until acknowledged.
 
     ``applied_at_us`` is the client's own clock; ``clock_offset_us`` is what it believes the server's clock is ahead of it.
@@ -84,18 +84,18 @@ class Receipt(ClientFrame, tag="receipt"):
     trace: str | None = None
 
 
-class Heartbeat(ClientFrame, tag="heartbeat"):
+class Heartbeat(ClientFrame, frozen=True, kw_only=True, tag="heartbeat"):
     """``views``: subscription id (as text, JSON keys are) -> view digest. A wrong digest is answered with a snapshot."""
 
     views: dict[str, str] = {}
     sent_at_us: int = 0
 
 
-class Renew(ClientFrame, tag="token"):
+class Renew(ClientFrame, frozen=True, kw_only=True, tag="token"):
     token: str
 
 
-class Resync(ClientFrame, tag="resync"):
+class Resync(ClientFrame, frozen=True, kw_only=True, tag="resync"):
     """Asks for a snapshot of one subscription: what was sent did not verify, or starts at a version that was rejected here.
 
     ``have``: what the client really holds, which is not what the server last sent. The answer carries ``ancestry`` from there.
@@ -119,7 +119,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_subscriptions: int
 
 
-class Welcome(ServerFrame, tag="welcome"):
+class Welcome(ServerFrame, frozen=True, kw_only=True, tag="welcome"):
     """``received_at_us``/``sent_at_us`` are the server's clock around hello, for the client's estimate of its offset (as in SNTP).
 
     ``sample``: answer every version at once. ``heartbeat_s``: send one at least this often. ``receipt_jitter_ms``: bound of the random
@@ -162,7 +162,7 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     ancestry: tuple[str, ...]
 
 
-class StateFrame(ServerFrame):
+class StateFrame(ServerFrame, frozen=True, kw_only=True):
     """What snapshot, delta and advance share. ``part``/``parts``: a large frame comes in pieces that apply atomically after the last;
     only the last carries ``proof``. ``answer`` (unsigned): "now" when an author waits for receipts."""
 
@@ -179,58 +179,58 @@ class StateFrame(ServerFrame):
     trace: str | None = None
 
 
-class SnapshotFrame(StateFrame, tag="snapshot"):
+class SnapshotFrame(StateFrame, frozen=True, kw_only=True, tag="snapshot"):
     pass
 
 
-class DeltaFrame(StateFrame, tag="delta"):
+class DeltaFrame(StateFrame, frozen=True, kw_only=True, tag="delta"):
     from_: Cursor = msgspec.field(name="from")
 
 
-class AdvanceFrame(StateFrame, tag="advance"):
+class AdvanceFrame(StateFrame, frozen=True, kw_only=True, tag="advance"):
     """A delta that changes nothing in the view."""
 
     from_: Cursor = msgspec.field(name="from")
 
 
-class Current(ServerFrame, tag="current"):
+class Current(ServerFrame, frozen=True, kw_only=True, tag="current"):
     """You have what the head says. Carries a fresh head."""
 
     subscription: int
     head: Signed
 
 
-class HeadFrame(ServerFrame, tag="head"):
+class HeadFrame(ServerFrame, frozen=True, kw_only=True, tag="head"):
     """A renewed head of the same version. Never makes a receipt."""
 
     subscription: int
     head: Signed
 
 
-class ReceiptAck(ServerFrame, tag="receipt_ack"):
+class ReceiptAck(ServerFrame, frozen=True, kw_only=True, tag="receipt_ack"):
     """Every receipt of this connection up to ``seq`` is durable."""
 
     seq: int
 
 
-class Ping(ServerFrame, tag="ping"):
+class Ping(ServerFrame, frozen=True, kw_only=True, tag="ping"):
     sent_at_us: int
 
 
-class HeartbeatAck(ServerFrame, tag="heartbeat_ack"):
+class HeartbeatAck(ServerFrame, frozen=True, kw_only=True, tag="heartbeat_ack"):
     """Echoes the client's ``sent_at_us`` with the server's clock, so the offset is kept fresh."""
 
     echo_us: int
     received_at_us: int
 
 
-class Drain(ServerFrame, tag="drain"):
+class Drain(ServerFrame, frozen=True, kw_only=True, tag="drain"):
     """Reconnect at a random moment within ``within_s``; keep receiving until then."""
 
     within_s: float
 
 
-class ErrorFrame(ServerFrame, tag="error"):
+class ErrorFrame(ServerFrame, frozen=True, kw_only=True, tag="error"):
     """``code`` as in `heliograph.core.errors`. ``subscription`` when only that one is concerned; otherwise the connection closes."""
 
     code: str
@@ -239,5 +239,15 @@ class ErrorFrame(ServerFrame, tag="error"):
 
 
 FromServer = (
-    Welcome | SnapshotFrame | DeltaFrame | AdvanceFrame | Current | HeadFrame | ReceiptAck | Ping | HeartbeatAck | Drain | ErrorFrame
+    Welcome
+    | SnapshotFrame
+    | DeltaFrame
+    | AdvanceFrame
+    | Current
+    | HeadFrame
+    | ReceiptAck
+    | Ping
+    | HeartbeatAck
+    | Drain
+    | ErrorFrame
 )
