@@ -155,8 +155,11 @@ def diff(a: Node | None, b: Node | None, folder: str = "") -> Iterator[tuple[str
 
 
 def fresh(old: Node | None, new: Node | None) -> Iterator[Bucket | Branch]:
-    """The nodes a commit has to store: those of new that old has not at the same place."""
-    if new is None or same(old, new):
+    """The nodes a commit has to store: those of new that old has not at the same place.
+
+    A stub of new is one of old that moved (its bucket was split): stored already.
+    """
+    if new is None or isinstance(new, Stub) or same(old, new):
         return
     yield new
     if isinstance(new, Branch):
