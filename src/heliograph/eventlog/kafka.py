@@ -1,0 +1,444 @@
+"""The log on Kafka. Topics ``<prefix>.versions`` (partition = shard), ``<prefix>.receipts``.
+
+Contract of the versions topic for whoever reads it: (shard, timeline, position) in the headers is a record's identity. A relay that lost its lead may
+append copies of records that are there already; readers drop what is not above the last position they have.
+
+librdkafka works in threads of its own. Here one thread per reader polls and hands whole batches to the event loop; delivery reports of the appender
+come back the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
+
+import structlog
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from heliograph.core.errors import Corrupt, Unavailable
+from heliograph.core.events import SHARDS
+from heliograph.eventlog.ports import Gap, Marks, NewRecord, Reader, Record, Stream
+from heliograph.runtime.clock import now_us
+
+log = structlog.get_logger()
+
+MAX_MESSAGE: Final = 16 * 1024 * 1024
+"""Bytes. Events carry at most 256 KiB of text, but the leaves of thousands of configs may be in one."""
+CALL_S: Final = 10.0
+DRAIN: Final = 500
+APPEND_S: Final = 30.0
+
+Options = dict[str, Any]
+T = TypeVar("T")
+
+_CONNECTION: Final[Options] = {
+    "socket.nagle.disable": True,
+    "reconnect.backoff.ms": 20,
+    "reconnect.backoff.max.ms": 500,
+    "socket.timeout.ms": 10_000,
+    "log_level": 3,
+}
+CONSUMER: Final[Options] = _CONNECTION | {
+    "group.id": "heliograph",  # required by the client; nothing is stored under it
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "earliest",  # an offset that retention has passed: go on with what is left; positions show the gap
+    "fetch.min.bytes": 1,
+    "fetch.error.backoff.ms": 10,
+    "fetch.queue.backoff.ms": 5,
+    "fetch.message.max.bytes": MAX_MESSAGE,
+    "topic.metadata.refresh.fast.interval.ms": 50,
+}
+PRODUCER: Final[Options] = _CONNECTION | {
+    "acks": "all",
+    "enable.idempotence": True,
+    # without this, a record that the broker refuses is skipped and the next one is sent: silent loss
+    "enable.gapless.guarantee": True,
+    "linger.ms": 0,
+    "retry.backoff.ms": 5,
+    "retry.backoff.max.ms": 100,
+    "message.max.bytes": MAX_MESSAGE,
+    "queue.buffering.max.messages": 200_000,
+}
+TOPIC: Final = {"max.message.bytes": str(MAX_MESSAGE), "min.insync.replicas": "1", "retention.ms": str(7 * 24 * 3600 * 1000)}
+
+
+def topic_name(prefix: str, stream: Stream) -> str:
+    return f"{prefix}.{stream}"
+
+
+def create_topics(
+    bootstrap: str, prefix: str, options: Options, *, replicas: int = 1, config: Mapping[str, str] | None = None
+) -> None:
+    """Makes what is missing and waits until every partition has a leader. Blocks; call it in a thread. Raises Unavailable."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, **_CONNECTION, **options})
+    try:
+        present = admin.list_topics(timeout=CALL_S).topics
+        names = [topic_name(prefix, stream) for stream in (Stream.VERSIONS, Stream.RECEIPTS)]
+        settings = TOPIC | ({"min.insync.replicas": "2"} if replicas > 2 else {}) | dict(config or {})
+        wanted = [NewTopic(name, SHARDS, replicas, config=settings) for name in names if name not in present]
+        if wanted:
+            for made in admin.create_topics(wanted).values():
+                _ignoring_present(lambda made=made: made.result(CALL_S))  # type: ignore[misc]
+        for name in names:
+            _await_leaders(admin, name)
+    except KafkaException as error:
+        raise Unavailable(f"Kafka: {_said(error)}", retry_after=1) from None
+
+
+def _ignoring_present(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+
+
+def _await_leaders(admin: AdminClient, name: str) -> None:
+    """Created is not yet led."""
+    for _ in range(200):
+        partitions = admin.list_topics(name, timeout=CALL_S).topics[name].partitions
+        if len(partitions) >= SHARDS and all(each.leader >= 0 for each in partitions.values()):
+            return
+        threading.Event().wait(0.05)
+    raise Unavailable(f"Kafka: the partitions of {name} have no leaders", retry_after=1)
+
+
+def _said(error: KafkaException) -> str:
+    return str(error.args[0].str()) if error.args and isinstance(error.args[0], KafkaError) else type(error).__name__
+
+
+def _note(error: KafkaError) -> None:
+    """librdkafka's own news: a refused certificate shows here and nowhere else."""
+    log.warning("kafka_error", error=error.name(), detail=error.str())
+
+
+# --- reading --------------------------------------------------------------------------------------------------------------------
+
+
+class KafkaReader:
+    def __init__(self, bootstrap: str, prefix: str, stream: Stream, options: Options) -> None:
+        self._topic = topic_name(prefix, stream)
+        self._stream = stream
+        self._options = {"bootstrap.servers": bootstrap, **CONSUMER, **options, "error_cb": _note}
+        self._pumps: list[_Pump] = []
+
+    async def identity(self) -> str:
+        def ask() -> str:
+            admin = AdminClient(
+                {key: value for key, value in self._options.items() if key in _CONNECTION or key == "bootstrap.servers"}
+            )
+            described = admin.describe_topics(_topics([self._topic]))[self._topic].result(CALL_S)
+            return f"kafka:{described.topic_id}"
+
+        return await _in_thread(ask)
+
+    async def end(self) -> Marks:
+        return {shard: high for shard, (_, high) in (await self._watermarks()).items()}
+
+    async def earliest(self) -> Marks:
+        return {shard: low for shard, (low, _) in (await self._watermarks()).items()}
+
+    async def _watermarks(self) -> dict[int, tuple[int, int]]:
+        def ask() -> dict[int, tuple[int, int]]:
+            consumer = Consumer(self._options)
+            try:
+                return {
+                    shard: consumer.get_watermark_offsets(TopicPartition(self._topic, shard), timeout=CALL_S, cached=False)
+                    for shard in range(SHARDS)
+                }
+            finally:
+                consumer.close()
+
+        return await _in_thread(ask)
+
+    async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
+        pump = _Pump(
+            self._options, [TopicPartition(self._topic, shard, after.get(shard, OFFSET_BEGINNING)) for shard in range(SHARDS)]
+        )
+        self._pumps.append(pump)
+        order = _Order(self._stream)
+        try:
+            async for messages in pump.batches():
+                if batch := order.take(messages):
+                    yield batch
+        finally:
+            await pump.close()
+            self._pumps.remove(pump)
+
+    async def close(self) -> None:
+        for pump in list(self._pumps):
+            await pump.close()
+
+
+class _Order:
+    """Drops copies and finds gaps, by the position in the headers; receipts have none and go by offset."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._last: dict[int, tuple[int, int]] = {}
+
+    def take(self, messages: Sequence[Message]) -> list[Record | Gap]:
+        out: list[Record | Gap] = []
+        for message in messages:
+            if error := message.error():
+                _note(error)
+                continue
+            record = self._record(message)
+            last = self._last.get(record.shard)
+            if last is not None and (record.timeline, record.position) <= last:
+                continue
+            if last is not None and record.position != last[1] + 1:
+                out.append(Gap(record.shard))
+            self._last[record.shard] = (record.timeline, record.position)
+            out.append(record)
+        return out
+
+    def _record(self, message: Message) -> Record:
+        pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
+        headers = {name: value.decode() if value else "" for name, value in pairs}
+        offset = cast("int", message.offset())  # None only for errors
+        key = message.key()
+        return Record(
+            stream=self._stream,
+            shard=cast("int", message.partition()),
+            timeline=int(headers.get("timeline", 1)),
+            position=int(headers.get("position", offset + 1)),
+            key=key.decode() if isinstance(key, bytes) else str(key or ""),
+            body=message.value() or b"",
+            committed_at_us=int(headers.get("committed_at_us", message.timestamp()[1] * 1000)),
+            mark=offset + 1,
+            trace=headers.get("traceparent") or None,
+        )
+
+
+class _Pump:
+    """One consumer in one thread. It polls for the first message, takes what else is there without waiting (`consume` with a timeout would
+    wait it out whole), and wakes the loop once for all of them."""
+
+    def __init__(self, options: Options, assignment: list[TopicPartition]) -> None:
+        self._options = options
+        self._assignment = assignment
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[list[Message] | None] = asyncio.Queue()
+        self._room = threading.Semaphore(64)  # batches on their way; the thread waits when the loop is behind
+        self._stop = threading.Event()
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="kafka reader", daemon=True)
+        self._thread.start()
+
+    async def batches(self) -> AsyncIterator[list[Message]]:
+        while (batch := await self._queue.get()) is not None:
+            self._room.release()
+            yield batch
+        if self._failure:
+            raise Corrupt(f"the Kafka reader died: {self._failure}")
+
+    async def close(self) -> None:
+        self._stop.set()
+        self._room.release()
+        await asyncio.to_thread(self._thread.join, CALL_S)
+
+    def _run(self) -> None:
+        try:
+            consumer = Consumer(self._options)
+            consumer.assign(self._assignment)
+            try:
+                self._poll(consumer)
+            finally:
+                consumer.close()
+        except Exception as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            log.exception("kafka_reader_died")
+        self._hand(None)
+
+    def _poll(self, consumer: Consumer) -> None:
+        while not self._stop.is_set():
+            first = consumer.poll(0.2)
+            if first is None:
+                continue
+            self._room.acquire()
+            self._hand([first, *consumer.consume(DRAIN, 0)])
+
+    def _hand(self, batch: list[Message] | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, batch)
+        except RuntimeError:  # the loop has closed; nobody waits any more
+            self._stop.set()
+
+
+# --- appending ------------------------------------------------------------------------------------------------------------------
+
+
+class KafkaProducer:
+    """An idempotent producer with its poll thread. `failed` is set with the reason when it can never send again: librdkafka reports that as a fatal
+    error, and the owner must make a new one (appender) or end (relay)."""
+
+    def __init__(self, bootstrap: str, options: Options) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[str] = self._loop.create_future()
+        self._producer = Producer({"bootstrap.servers": bootstrap, **PRODUCER, **options, "error_cb": self._on_error})
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="kafka producer", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Messages on their way."""
+        return len(self._producer)
+
+    def produce(
+        self,
+        topic: str,
+        partition: int,
+        key: str,
+        body: bytes,
+        headers: list[tuple[str, bytes]],
+        delivered: Callable[[KafkaError | None], None],
+    ) -> None:
+        """`delivered` is called in the producer's thread. Raises Unavailable when the local queue is full or the producer has failed."""
+        try:
+            self._producer.produce(
+                topic,
+                body,
+                key.encode(),
+                partition=partition,
+                headers=cast("list[tuple[str, str | bytes | None]]", headers),
+                on_delivery=lambda error, _: delivered(error),
+            )
+        except BufferError:
+            raise Unavailable("too many records wait for Kafka", retry_after=1) from None
+        except KafkaException as error:
+            self._fail(_said(error))
+            raise Unavailable(f"Kafka: {_said(error)}", retry_after=1) from None
+
+    async def close(self, flush_s: float = 5.0) -> None:
+        def end() -> None:
+            try:
+                self._producer.flush(flush_s)
+            except KafkaException as error:
+                log.warning("kafka_flush_failed", error=_said(error))
+            self._stop.set()
+            self._thread.join(CALL_S)
+
+        await asyncio.to_thread(end)
+
+    def _on_error(self, error: KafkaError) -> None:
+        _note(error)
+        if error.fatal():
+            self._fail(error.str())
+
+    def _serve(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._producer.poll(0.2)
+            except KafkaException as error:  # a fatal error is raised here too; unseen, it would end only this thread
+                self._fail(_said(error))
+                return
+            except SystemError as error:  # an exception inside a delivery callback surfaces so
+                self._fail(str(error))
+                return
+
+    def _fail(self, reason: str) -> None:
+        def set_once() -> None:
+            if not self.failed.done():
+                self.failed.set_result(reason)
+
+        self._loop.call_soon_threadsafe(set_once)
+
+
+class KafkaAppender:
+    """Appends receipts. A producer that failed for good is replaced by a new one with the next append."""
+
+    def __init__(self, bootstrap: str, prefix: str, stream: Stream, options: Options) -> None:
+        self._bootstrap = bootstrap
+        self._topic = topic_name(prefix, stream)
+        self._options = options
+        self._producer: KafkaProducer | None = None
+
+    def warm(self) -> None:
+        """Makes the producer now: the first message of a fresh one waits half a second for its id."""
+        if self._producer is None or self._producer.failed.done():
+            self._producer = KafkaProducer(self._bootstrap, self._options)
+
+    async def append(self, records: Sequence[NewRecord]) -> None:
+        if not records:
+            return
+        self.warm()
+        assert self._producer
+        receipt = _Deliveries(len(records))
+        stamp = str(now_us()).encode()
+        for each in records:
+            headers = [("committed_at_us", stamp), *([("traceparent", each.trace.encode())] if each.trace else [])]
+            self._producer.produce(self._topic, each.shard, each.key, each.body, headers, receipt.delivered)
+        try:
+            await asyncio.wait_for(receipt.all, APPEND_S)
+        except TimeoutError:
+            raise Unavailable("Kafka does not acknowledge", retry_after=1) from None
+
+    async def close(self) -> None:
+        if self._producer:
+            await self._producer.close()
+
+
+class _Deliveries:
+    """Counts acknowledgements in the producer's thread; resolves once, in the loop."""
+
+    def __init__(self, count: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.all: asyncio.Future[None] = self._loop.create_future()
+        self._left = count
+        self._error: str | None = None
+
+    def delivered(self, error: KafkaError | None) -> None:
+        self._left -= 1
+        if error is not None:
+            self._error = error.str()
+        if self._left == 0:
+            self._loop.call_soon_threadsafe(self._resolve)
+
+    def _resolve(self) -> None:
+        if self.all.done():
+            return
+        if self._error:
+            self.all.set_exception(Unavailable(f"Kafka: {self._error}", retry_after=1))
+        else:
+            self.all.set_result(None)
+
+
+class KafkaLog:
+    def __init__(self, bootstrap: str, prefix: str, options: Options) -> None:
+        self._bootstrap = bootstrap
+        self._prefix = prefix
+        self._options = options
+        self._made: list[Reader | KafkaAppender] = []
+
+    def reader(self, stream: Stream) -> KafkaReader:
+        reader = KafkaReader(self._bootstrap, self._prefix, stream, self._options)
+        self._made.append(reader)
+        return reader
+
+    def appender(self, stream: Stream) -> KafkaAppender:
+        appender = KafkaAppender(self._bootstrap, self._prefix, stream, self._options)
+        appender.warm()
+        self._made.append(appender)
+        return appender
+
+    async def close(self) -> None:
+        for each in self._made:
+            await each.close()
+
+
+async def _in_thread(ask: Callable[[], T]) -> T:
+    try:
+        return await asyncio.to_thread(ask)
+    except KafkaException as error:
+        raise Unavailable(f"Kafka: {_said(error)}", retry_after=1) from None
+
+
+def _topics(names: list[str]) -> Any:
+    from confluent_kafka import TopicCollection  # noqa: PLC0415  # only where a topic is described
+
+    return TopicCollection(names)

@@ -1,0 +1,213 @@
+"""The log on PostgreSQL: the event table itself for versions, its sister for receipts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+
+import asyncpg
+import structlog
+
+from heliograph.core.errors import Unavailable
+from heliograph.core.events import SHARDS
+from heliograph.eventlog.ports import Gap, Marks, NewRecord, Record, Stream
+from heliograph.eventlog.wake import EVENT_CHANNEL, RECEIPT_CHANNEL, Bell
+from heliograph.runtime.postgres import Pool, listen, open_pool, translating
+from heliograph.runtime.retry import attempts
+
+log = structlog.get_logger()
+
+POLL_S = 0.1
+BATCH = 500
+GATHER_S = 0.002
+"""How long an appender waits for others' records before it commits a batch: an fsync costs about as much."""
+QUEUE_LIMIT = 100_000
+
+_TABLE = {Stream.VERSIONS: "event", Stream.RECEIPTS: "log_receipt"}
+_CHANNEL = {Stream.VERSIONS: EVENT_CHANNEL, Stream.RECEIPTS: RECEIPT_CHANNEL}
+_NEXT = """
+select e.* from unnest($1::int[], $2::bigint[]) c (shard, after)
+cross join lateral (
+  select shard, position, timeline, key, body, trace, (extract(epoch from committed_at) * 1000000)::bigint as committed_at_us
+  from eventlog.{table} where shard = c.shard and position > c.after order by position limit {batch}
+) e
+"""
+
+
+class PostgresReader:
+    """Wakes on NOTIFY and polls; one statement reads all shards."""
+
+    def __init__(self, url: str, pool: Pool, stream: Stream) -> None:
+        self._url = url
+        self._pool = pool
+        self._stream = stream
+        self._table = _TABLE[stream]
+        self._sql = _NEXT.replace("{table}", self._table).replace("{batch}", str(BATCH))
+
+    async def identity(self) -> str:
+        with translating():
+            return "postgresql:" + str(await self._pool.fetchval("select system_identifier from pg_control_system()"))
+
+    async def end(self) -> Marks:
+        with translating():
+            rows = await self._pool.fetch(f"select shard, next_position - 1 as last from eventlog.{self._table}_shard")  # noqa: S608
+        return {row["shard"]: row["last"] for row in rows}
+
+    async def earliest(self) -> Marks:
+        sql = f"select shard, min(position) - 1 as before from eventlog.{self._table} group by shard"  # noqa: S608
+        with translating():
+            rows = await self._pool.fetch(sql)
+        return await self.end() | {row["shard"]: row["before"] for row in rows}
+
+    async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
+        wake = asyncio.Event()
+        listening = asyncio.create_task(
+            listen(self._url, _CHANNEL[self._stream], wake.set, application_name=f"heliograph {self._stream} reader")
+        )
+        at = {shard: after.get(shard, 0) for shard in range(SHARDS)}
+        try:
+            async for _ in attempts(cap_s=1.0):  # an outage begins here again, at the marks reached
+                with suppress(Unavailable):
+                    async for batch in self._batches(at, wake):
+                        yield batch
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _batches(self, at: Marks, wake: asyncio.Event) -> AsyncIterator[list[Record | Gap]]:
+        while True:
+            wake.clear()
+            with translating():
+                rows = await self._pool.fetch(self._sql, list(at), list(at.values()))
+            if rows:
+                yield self._in_order(rows, at)
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(wake.wait(), POLL_S)
+
+    def _in_order(self, rows: list[asyncpg.Record], at: Marks) -> list[Record | Gap]:
+        out: list[Record | Gap] = []
+        for row in rows:
+            shard, position = row["shard"], row["position"]
+            if position != at[shard] + 1:
+                out.append(Gap(shard))
+            at[shard] = position
+            out.append(
+                Record(
+                    stream=self._stream,
+                    shard=shard,
+                    timeline=row["timeline"],
+                    position=position,
+                    key=row["key"],
+                    body=row["body"],
+                    committed_at_us=row["committed_at_us"],
+                    mark=position,
+                    trace=row["trace"],
+                )
+            )
+        return out
+
+    async def close(self) -> None:
+        """The pool is the log's."""
+
+
+class PostgresAppender:
+    """Batches what many callers append into one transaction at a time, so that each fsync is shared."""
+
+    def __init__(self, pool: Pool, stream: Stream = Stream.RECEIPTS) -> None:
+        if stream is not Stream.RECEIPTS:
+            raise ValueError("versions are appended by the commit itself")
+        self._pool = pool
+        self._bell = Bell(pool, RECEIPT_CHANNEL)
+        self._waiting: list[tuple[Sequence[NewRecord], asyncio.Future[None]]] = []
+        self._queued = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._work = asyncio.Event()
+
+    async def append(self, records: Sequence[NewRecord]) -> None:
+        if not records:
+            return
+        if self._queued > QUEUE_LIMIT:
+            raise Unavailable("too many receipts wait for the log", retry_after=1)
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._run(), name="receipt appender"),
+                asyncio.create_task(self._bell.run(), name="receipt bell"),
+            ]
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((records, done))
+        self._queued += len(records)
+        self._work.set()
+        await done
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            await asyncio.sleep(GATHER_S)
+            while batch := self._take():
+                await self._commit(batch)
+            self._work.clear()
+
+    def _take(self) -> list[tuple[Sequence[NewRecord], asyncio.Future[None]]]:
+        taken, count = [], 0
+        while self._waiting and count < BATCH:
+            taken.append(self._waiting.pop(0))
+            count += len(taken[-1][0])
+        self._queued -= count
+        return taken
+
+    async def _commit(self, batch: list[tuple[Sequence[NewRecord], asyncio.Future[None]]]) -> None:
+        records = [record for records, _ in batch for record in records]
+        error: Exception | None = None
+        try:
+            with translating():
+                await self._pool.execute(
+                    "select eventlog.append_receipts($1, $2, $3, $4)",
+                    [each.shard for each in records],
+                    [each.key for each in records],
+                    [each.body for each in records],
+                    [each.trace for each in records],
+                )
+            self._bell.ring()
+        except Unavailable as unavailable:
+            error = unavailable
+        except asyncpg.PostgresError as failed:
+            log.error("receipts_refused", error=type(failed).__name__, records=len(records))
+            error = Unavailable("the log refused the receipts")
+        for _, done in batch:
+            if not done.done():
+                done.set_exception(error) if error else done.set_result(None)
+
+    async def close(self) -> None:
+        """What was handed over before is finished first."""
+        if self._waiting:
+            await asyncio.wait([done for _, done in self._waiting])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class PostgresLog:
+    """The log of the embedded default, and of any installation without Kafka."""
+
+    def __init__(self, url: str, pool: Pool) -> None:
+        self._url = url
+        self._pool = pool
+        self._appenders: list[PostgresAppender] = []
+
+    @classmethod
+    async def open(cls, url: str, application_name: str) -> PostgresLog:
+        return cls(url, await open_pool(url, f"{application_name} log", size=4))
+
+    def reader(self, stream: Stream) -> PostgresReader:
+        return PostgresReader(self._url, self._pool, stream)
+
+    def appender(self, stream: Stream) -> PostgresAppender:
+        self._appenders.append(PostgresAppender(self._pool, stream))
+        return self._appenders[-1]
+
+    async def close(self) -> None:
+        for each in self._appenders:
+            await each.close()
+        await self._pool.close()
