@@ -15,6 +15,9 @@ from heliograph.core.records import Cursor, Signed
 
 SHARDS = 16
 MAX_EVENT_TEXT = 256 * 1024
+"""Bytes of documents in one event; above it they are left out and fetched by digest."""
+MAX_EVENT = 768 * 1024
+"""Bytes of a whole event: below what a broker takes by default (1 MiB)."""
 
 
 def shard_of(*parts: str, shards: int = SHARDS) -> int:
@@ -46,6 +49,7 @@ class VersionEvent(Event, frozen=True, kw_only=True, tag="version"):
     received_at_us: int
     trace: str | None = None
     answer: Answer = "soon"
+    partial: bool = False
 
 
 class HeadEvent(Event, frozen=True, kw_only=True, tag="head"):
