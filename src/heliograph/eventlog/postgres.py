@@ -51,11 +51,11 @@ class PostgresReader:
 
     async def end(self) -> Marks:
         with translating():
-            rows = await self._pool.fetch(f"select shard, next_position - 1 as last from eventlog.{self._table}_shard")  # noqa: S608
+            rows = await self._pool.fetch(f"select shard, next_position - 1 as last from eventlog.{self._table}_shard")
         return {row["shard"]: row["last"] for row in rows}
 
     async def earliest(self) -> Marks:
-        sql = f"select shard, min(position) - 1 as before from eventlog.{self._table} group by shard"  # noqa: S608
+        sql = f"select shard, min(position) - 1 as before from eventlog.{self._table} group by shard"
         with translating():
             rows = await self._pool.fetch(sql)
         return await self.end() | {row["shard"]: row["before"] for row in rows}

@@ -12,6 +12,7 @@ import os
 import pwd
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -30,7 +31,9 @@ log = structlog.get_logger()
 
 START_S = 60.0
 STOP_S = 30.0
+WATCH_S = 0.02
 MAX_SOCKET_PATH = 90  # the kernel allows 107 with the file's name
+ROOT_DATA = Path("/var/lib/heliograph")
 USERS = ("postgres", "nobody")  # whoever exists, when we are root
 SERVER_SETTINGS = {
     "listen_addresses": "''",
@@ -76,19 +79,20 @@ class EmbeddedPostgres:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._identity = _identity()
-        self._child: asyncio.subprocess.Process | None = None
+        self._data = self._socket = self.folder
+        self._child: subprocess.Popen[bytes] | None = None  # not asyncio's: uvloop's cannot change the user
 
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child else None
 
     def url(self, role: str = "postgres", database: str = "postgres") -> str:
-        return f"postgresql://{role}@/{database}?host={self._socket_folder()}"
+        return f"postgresql://{role}@/{database}?host={self._socket}"
 
     async def start(self) -> None:
         """Returns when it accepts connections. The first start takes half a second more. Raises AlreadyExists, Corrupt, TimedOut."""
-        binaries = await asyncio.to_thread(self._prepare)
-        if not (self.folder / "PG_VERSION").exists():
+        binaries, is_new = await asyncio.to_thread(self._prepare)
+        if is_new:
             await self._create(binaries)
         async with asyncio.timeout(START_S):
             async for _ in attempts(cap_s=0.5):
@@ -97,29 +101,36 @@ class EmbeddedPostgres:
 
     async def stop(self) -> None:
         """Fast shutdown: open transactions are rolled back, what was committed is on disk."""
-        if self._child is None or self._child.returncode is not None:
+        if self._child is None or self._child.poll() is not None:
             return
         self._child.send_signal(signal.SIGINT)
         try:
-            await asyncio.wait_for(self._child.wait(), STOP_S)
+            await asyncio.wait_for(self.ended(), STOP_S)
         except TimeoutError:
             self._child.kill()
-            await self._child.wait()
+            await self.ended()
 
     async def ended(self) -> int:
         """Waits until the server ends, wanted or not; its exit status."""
         assert self._child, "not started"
-        return await self._child.wait()
+        while (status := self._child.poll()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(WATCH_S)
+        return status
 
     # --- steps of a start ---
 
-    def _prepare(self) -> Path:
+    def _prepare(self) -> tuple[Path, bool]:
+        """The folder of the binaries, and whether there is no data yet."""
         self._refuse_if_running()
+        if self._identity.name and not self.folder.exists() and not _reachable(self.folder):
+            self._move_out()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._identity.owns(self.folder)
-        self._socket_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._identity.owns(self._socket_folder())
-        return self._readable(_installed())
+        self._data = self.folder.resolve()
+        self._socket = self._socket_folder()
+        self._socket.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._identity.owns(self._socket)
+        return self._readable(_installed()), not (self.folder / "PG_VERSION").exists()
 
     def _refuse_if_running(self) -> None:
         pid = _postmaster_pid(self.folder)
@@ -128,9 +139,18 @@ class EmbeddedPostgres:
                 f"another process (pid {pid}) runs PostgreSQL on {self.folder}; stop it, or choose another data folder"
             )
 
+    def _move_out(self) -> None:
+        """As root below a private folder (a home of mode 0700) the server's user could not reach its data: it goes to a place of its own, and the
+        folder becomes a link to it."""
+        ROOT_DATA.mkdir(parents=True, exist_ok=True, mode=0o711)
+        data = Path(tempfile.mkdtemp(prefix="postgres-", dir=ROOT_DATA))
+        self.folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder.symlink_to(data)
+        log.info("postgres_data_elsewhere", folder=str(self.folder), data=str(data))
+
     def _socket_folder(self) -> Path:
         """The data folder, or a short one of its own under the temporary folder where the path is too long for a socket."""
-        if len(str(self.folder)) <= MAX_SOCKET_PATH and (not self._identity.name or _reachable(self.folder)):
+        if len(str(self.folder)) <= MAX_SOCKET_PATH:
             return self.folder
         return Path(tempfile.gettempdir()) / f"heliograph-{sha256(str(self.folder).encode()).hexdigest()[:16]}"
 
@@ -148,46 +168,55 @@ class EmbeddedPostgres:
 
     async def _create(self, binaries: Path) -> None:
         log.info("postgres_creating", folder=str(self.folder))
-        arguments = ["-D", str(self.folder), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]
-        child = await asyncio.create_subprocess_exec(
-            str(binaries / "initdb"),
-            *arguments,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+        arguments = [
+            "-D",
+            str(self._data),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-instructions",
+        ]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [binaries / "initdb", *arguments],
+            capture_output=True,
+            check=False,
+            timeout=START_S,
             cwd="/",
             **self._identity.arguments,
         )
-        _, errors = await asyncio.wait_for(child.communicate(), START_S)
-        if child.returncode != 0:
-            raise Corrupt(f"PostgreSQL could not be set up in {self.folder}: {errors.decode(errors='replace')[-500:]}")
+        if done.returncode != 0:
+            raise Corrupt(f"PostgreSQL could not be set up in {self.folder}: {done.stderr.decode(errors='replace')[-500:]}")
 
     async def _started(self, binaries: Path) -> bool:
         """False when the remains of a killed server are still in the way; trying again is right."""
         options = [item for key, value in SERVER_SETTINGS.items() for item in ("-c", f"{key}={value.strip(chr(39))}")]
-        output = self.folder / "server.log"
-        with output.open("ab") as log_file:
-            self._identity.owns(output)
-            self._child = await asyncio.create_subprocess_exec(
-                str(binaries / "postgres"),
-                *("-D", str(self.folder), "-k", str(self._socket_folder())),
-                *options,
-                stdout=log_file,
-                stderr=log_file,
-                cwd="/",
-                start_new_session=True,  # Ctrl-C in a terminal is for us; we stop it in order
-                **self._identity.arguments,
-            )
-        while not _is_ready(self.folder, self._child.pid):
-            if self._child.returncode is not None:
-                return self._may_retry(output)
+        self._child = await asyncio.to_thread(
+            self._launch, [binaries / "postgres", "-D", self._data, "-k", self._socket, *options]
+        )
+        while not await asyncio.to_thread(_is_ready, self.folder, self._child.pid):
+            if self._child.poll() is not None:
+                return await asyncio.to_thread(self._may_retry)
             await asyncio.sleep(0.01)
         return True
 
-    def _may_retry(self, output: Path) -> bool:
-        text = output.read_text(errors="replace")[-2000:]
+    def _launch(self, command: list[Path | str]) -> subprocess.Popen[bytes]:
+        with (self.folder / "server.log").open("ab") as output:
+            self._identity.owns(self.folder / "server.log")
+            # a session of its own: Ctrl-C in a terminal is for us; we stop it in order
+            return subprocess.Popen(  # noqa: S603  # the package's own program on our own folders
+                command, stdout=output, stderr=output, cwd="/", start_new_session=True, **self._identity.arguments
+            )
+
+    def _may_retry(self) -> bool:
+        text = (self.folder / "server.log").read_text(errors="replace")[-2000:]
         if "shared memory" in text or "lock file" in text:
             return False
-        raise Corrupt(f"PostgreSQL ended at start; the end of {output}:\n{text[-800:]}")
+        raise Corrupt(f"PostgreSQL ended at start; the end of {self.folder / 'server.log'}:\n{text[-800:]}")
 
 
 def _installed() -> Path:
@@ -221,7 +250,8 @@ def _major(install: Path) -> int:
 
 def _reachable(path: Path) -> bool:
     """Whether everybody may walk to the folder."""
-    return all(each.stat().st_mode & 0o001 for each in (*path.parents, *([path] if path.exists() else [])) if each.exists())
+    real = path.resolve()
+    return all(each.stat().st_mode & 0o001 for each in real.parents if each.exists())
 
 
 def _postmaster_pid(folder: Path) -> int | None:

@@ -309,8 +309,8 @@ async def serve_http(
     listening = bind(host, port)
     serving = asyncio.create_task(server.serve(sockets=[listening]), name=f"http {port}")
     try:
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.005)  # noqa: ASYNC110  # uvicorn has a flag only
+        while not server.started and not serving.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # uvicorn has a flag only
         if not serving.done():
             on_started()
         await _either(serving, stop)

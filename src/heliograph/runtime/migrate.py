@@ -6,6 +6,7 @@ code, stops the start. Migrations only add (expand); what is no longer used is r
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
@@ -52,7 +53,7 @@ async def migrate(url: str, migrations: list[Migration] | None = None) -> list[s
         )
         try:
             await _lock(connection)
-            return await _apply(connection, packaged() if migrations is None else migrations)
+            return await _apply(connection, await asyncio.to_thread(packaged) if migrations is None else migrations)
         finally:
             await connection.close()  # the lock goes with the session, also after a crash
 
@@ -87,6 +88,7 @@ async def _apply(connection: Connection, migrations: list[Migration]) -> list[st
 async def _run(connection: Connection, migration: Migration) -> None:
     async with connection.transaction():
         await connection.execute(migration.sql)
+        await connection.execute("reset role")  # they create what they create as its owner
         await connection.execute(
             "insert into public.schema_migration (name, checksum) values ($1, $2)", migration.name, migration.checksum
         )

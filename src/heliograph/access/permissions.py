@@ -1,0 +1,41 @@
+"""Who may do what: one table, deny by default."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from heliograph.access.principal import Principal
+from heliograph.core.errors import Forbidden
+from heliograph.core.token import TokenKind
+
+
+class Action(StrEnum):
+    READ = "read"  # documents, schemas, history
+    HEAD = "head"  # the signed head, bundles
+    WRITE = "write"  # versions: publish, delete, roll back
+    CREATE = "create"  # namespaces, environments
+    ADMIN = "admin"  # tokens, dead letters, audit
+    CONNECT = "connect"  # the stream, receipts
+    OBSERVE = "observe"  # propagation, instances, drift
+    INTERNAL = "internal"  # what services ask each other
+
+
+PERMITTED: Final[dict[TokenKind, frozenset[Action]]] = {
+    "admin": frozenset(Action) - {Action.INTERNAL},
+    "author": frozenset({Action.READ, Action.HEAD, Action.WRITE, Action.CREATE, Action.CONNECT, Action.OBSERVE}),
+    "client": frozenset({Action.HEAD, Action.CONNECT}),
+    "service": frozenset({Action.READ, Action.HEAD, Action.CONNECT, Action.OBSERVE, Action.INTERNAL}),
+}
+
+
+def permits(principal: Principal, action: Action, namespace: str | None = None, environment: str | None = None) -> bool:
+    """None for a name asks for all of them."""
+    return action in PERMITTED.get(principal.kind, ()) and any(each.covers(namespace, environment) for each in principal.scopes)
+
+
+def allow(principal: Principal, action: Action, namespace: str | None = None, environment: str | None = None) -> None:
+    """Raises Forbidden unless the token permits it."""
+    if not permits(principal, action, namespace, environment):
+        where = "/".join(each for each in (namespace, environment) if each) or "everything"
+        raise Forbidden(f"this {principal.kind} token does not permit {action} on {where}")

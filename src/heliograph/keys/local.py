@@ -1,0 +1,127 @@
+"""Signing keys as files: root, commit, head; Ed25519, PKCS#8, mode 0600 in a folder of mode 0700.
+
+Made at the first start only. A history whose keys are gone is never given new ones: clients would rightly refuse them. The root key is needed only to
+sign the next root statement; its file may be moved offline, its public half stays in the statement.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from heliograph.core import dsse
+from heliograph.core.canonical import canonical
+from heliograph.core.digest import Digest
+from heliograph.core.errors import Corrupt, InvalidRequest
+from heliograph.core.records import ROOT_TYPE, Signed
+from heliograph.core.times import to_text
+from heliograph.core.trust import Role, Roles, Root, anchor_of
+
+ROOT_LIFE_US = 10 * 365 * 24 * 3600 * 1_000_000
+STATEMENT = "root.json"
+NAMES = ("root", "commit", "head")
+
+
+class LocalSigner:
+    """A key in memory; masked in reprs."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes_raw()
+        self.keyid = dsse.key_id(self.public)
+
+    async def sign(self, message: bytes) -> bytes:
+        return self.sign_now(message)
+
+    def sign_now(self, message: bytes) -> bytes:
+        return self._key.sign(message)
+
+    def __repr__(self) -> str:
+        return f"<LocalSigner {self.keyid}>"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalKeys:
+    """`statement` is the signed root: it names the public keys and their roles. `anchor` is what client tokens carry."""
+
+    commit: LocalSigner
+    head: LocalSigner
+    statement: Signed
+    anchor: Digest
+
+    @classmethod
+    def open_or_create(cls, folder: Path, *, history_exists: bool, now_us: int) -> LocalKeys:
+        """Raises Corrupt when a history exists without its keys, InvalidRequest when a file's mode lets others read it. Blocks on files."""
+        if not (folder / STATEMENT).exists():
+            if history_exists:
+                raise Corrupt(
+                    f"there is a history but no keys in {folder}: restore them from the backup; clients would refuse new ones"
+                )
+            _create(folder, now_us)
+        statement = msgspec.json.decode((folder / STATEMENT).read_bytes(), type=Signed)
+        root = msgspec.json.decode(statement.payload, type=Root)
+        commit, head = (
+            _open(folder / f"{name}.pem", role) for name, role in (("commit", root.roles.commit), ("head", root.roles.head))
+        )
+        return cls(commit, head, statement, anchor_of(base64.b64decode(root.keys[root.roles.root.keyids[0]])))
+
+
+def _create(folder: Path, now_us: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    signers = {}
+    for name in NAMES:
+        key = Ed25519PrivateKey.generate()
+        write_private(folder / f"{name}.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        signers[name] = LocalSigner(key)
+    write_private(folder / STATEMENT, msgspec.json.encode(_statement(signers, now_us)))
+
+
+def _statement(signers: dict[str, LocalSigner], now_us: int) -> Signed:
+    root = Root(
+        number=1,
+        keys={each.keyid: base64.b64encode(each.public).decode() for each in signers.values()},
+        roles=Roles(**{name: Role((signers[name].keyid,), 1) for name in NAMES}),
+        expires_at=to_text(now_us + ROOT_LIFE_US),
+    )
+    payload = canonical(msgspec.to_builtins(root))
+    return dsse.attach(payload, [(signers["root"].keyid, signers["root"].sign_now(dsse.pae(ROOT_TYPE, payload)))])
+
+
+def _open(path: Path, role: Role) -> LocalSigner:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        raise Corrupt(f"the key file {path} is missing: restore it from the backup; clients would refuse a new one") from None
+    if mode & 0o077:
+        raise InvalidRequest(f"{path} can be read by others (mode {mode:o}): chmod 600 it")
+    key = load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise Corrupt(f"{path} is not an Ed25519 key")
+    signer = LocalSigner(key)
+    if signer.keyid not in role.keyids:
+        raise Corrupt(f"{path} is not the key that the root statement names")
+    return signer
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Atomically, mode 0600, on disk when it returns."""
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

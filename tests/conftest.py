@@ -1,0 +1,76 @@
+"""What every test may use: a PostgreSQL, a fresh migrated database, loopback only, nothing that blocks the event loop."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.kafka"]
+
+settings.register_profile(
+    "quiet", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quiet"))
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Any]:
+    """The services run on uvloop, so do their tests."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def no_blocking() -> Iterator[None]:
+    """A call that blocks the event loop fails the test that made it."""
+    buster = BlockBuster(["heliograph"])
+    buster.activate()
+    try:
+        yield
+    finally:
+        buster.deactivate()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loopback_only() -> Iterator[None]:
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = address[0]
+            if host != "localhost" and not ip_address(host).is_loopback:
+                raise AssertionError(f"a test reached for {host}; only loopback is allowed")
+        return connect(self, address)
+
+    socket.socket.connect = guarded  # type: ignore[method-assign]
+    yield
+    socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@pytest.fixture(name="free_port")
+def _free_port() -> Any:
+    """Call it for a port that nobody listens on."""
+    return free_port
+
+
+@pytest.fixture(scope="session")
+def public_folder() -> Iterator[Path]:
+    """A temporary folder that other users may walk to: as root, PostgreSQL runs as one of them."""
+    with tempfile.TemporaryDirectory(prefix="heliograph-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from heliograph.core.errors import AlreadyExists
+from heliograph.runtime.embedded_postgres import EmbeddedPostgres
+
+
+@pytest.fixture
+def folder(public_folder):
+    made = Path(tempfile.mkdtemp(dir=public_folder))
+    made.chmod(0o755)
+    return made
+
+
+async def test_what_was_committed_survives_kill_9_and_a_clean_restart(folder):
+    server = EmbeddedPostgres(folder / "data")
+    await server.start()
+    connection = await asyncpg.connect(server.url())
+    await connection.execute("create table t (i int)")
+    await connection.execute("insert into t values (1), (2)")
+    os.kill(server.pid, signal.SIGKILL)
+    assert await server.ended() == -signal.SIGKILL
+    await connection.close()
+
+    await server.start()
+    connection = await asyncpg.connect(server.url())
+    assert await connection.fetchval("select sum(i) from t") == 3
+    await connection.close()
+    await server.stop()
+    await server.start()
+    await server.stop()
+
+
+async def test_a_second_server_on_the_same_folder_is_refused_and_the_first_lives_on(folder):
+    first = EmbeddedPostgres(folder / "data")
+    await first.start()
+    with pytest.raises(AlreadyExists, match="another process"):
+        await EmbeddedPostgres(folder / "data").start()
+    connection = await asyncpg.connect(first.url())
+    assert await connection.fetchval("select 1") == 1
+    await connection.close()
+    await first.stop()
+
+
+async def test_a_long_path_still_gets_a_socket(folder):
+    deep = folder / ("d" * 60) / ("e" * 60)
+    server = EmbeddedPostgres(deep / "data")
+    await server.start()
+    connection = await asyncpg.connect(server.url())
+    assert await connection.fetchval("select 1") == 1
+    await connection.close()
+    await server.stop()
