@@ -29,9 +29,10 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 def configure_logs(service: str, *, level: str = "info", stream: TextIO | None = None) -> None:
     """Sends this process's logs to ``stream`` (default: standard error as it is at the time of each line).
 
+    ``level``: debug, info, warning or error, in any case; KeyError for anything else.
     Calling again replaces the earlier set-up. In the all-in-one process it is called once, with the name of the whole.
     """
-    number = _LEVELS[level]
+    number = _LEVELS[level.lower()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.frames import Fingerprint
 from heliograph.services.ledger.answers import Address, Answer, Point
 from heliograph.services.ledger.propagation import AWAITED, Commit, Hop, Profile, Propagation, Status
 from heliograph.services.ledger.report import milliseconds
@@ -88,9 +89,9 @@ class Board:
     def all_open(self) -> Iterator[Propagation]:
         return (each for environment in self._environments.values() for each in environment.open.values())
 
-    def open_in(self, address: Address) -> int:
-        environment = self._environments.get(address)
-        return len(environment.open) if environment else 0
+    def open_by_environment(self) -> Iterator[list[Propagation]]:
+        """In the order in which they were committed."""
+        return (list(environment.open.values()) for environment in self._environments.values())
 
     def lost_nodes(self) -> frozenset[str]:
         return frozenset(name for name, node in self._nodes.items() if node.lost)
@@ -108,6 +109,29 @@ class Board:
     def take_news(self) -> News:
         news, self._news = self._news, News()
         return news
+
+    # --- what the tables say, at start ---
+
+    def restore_node(self, name: str, alive_at_us: int, *, lost: bool) -> None:
+        self._nodes[name] = Node(alive_at_us, lost)
+
+    def restore(
+        self,
+        address: Address,
+        name: str,
+        *,
+        slot: tuple[str, int],
+        interval: Interval,
+        order: tuple[int, int],
+        profile: Profile,
+        runs: Point | None,
+    ) -> None:
+        """One stored subscription. Told in the order of their connections, before any propagation."""
+        self._heard(interval.node, interval.since_us)
+        instance = self._environment(address).instances.setdefault(name, Instance(profile, order))
+        instance.order, instance.profile = order, profile
+        instance.intervals[slot] = interval
+        _set_runs(instance, slot[1], runs)
 
     # --- what happened ---
 
@@ -130,14 +154,14 @@ class Board:
         order = (event.incarnation, event.at_us)
         instance = environment.instances.get(event.instance)
         if instance is None:
-            instance = environment.instances[event.instance] = Instance(profile_of(event), order)
+            instance = environment.instances[event.instance] = Instance(profile_from(event.region, event.fingerprint), order)
         if (event.connection, event.subscription) in instance.intervals:
             return
         interval = instance.intervals[event.connection, event.subscription] = Interval(event.node, event.at_us)
         others = [each for (connection, _), each in instance.intervals.items() if connection != event.connection]
         if order >= instance.order:
-            instance.order, instance.profile = order, profile_of(event)
-            self._start_from(instance, event)
+            instance.order, instance.profile = order, profile_from(event.region, event.fingerprint)
+            _set_runs(instance, event.subscription, Point(event.have.epoch, event.have.number) if event.have else None)
             for other in others:
                 other.until_us = event.at_us if other.until_us is None else min(other.until_us, event.at_us)
         else:
@@ -233,13 +257,6 @@ class Board:
         known = frozenset(subscription for subscription, each in live if not self._nodes[each.node].lost)
         return None if live and not known else known
 
-    def _start_from(self, instance: Instance, event: Subscribed) -> None:
-        """What it says to have is what it runs: less than before when it lost its disk."""
-        if event.have is None:
-            instance.runs.pop(event.subscription, None)
-        else:
-            instance.runs[event.subscription] = Point(event.have.epoch, event.have.number)
-
     def _advance(self, name: str, instance: Instance, subscription: int, point: Point) -> None:
         if point <= instance.runs.get(subscription, Point(0, 0)):
             return
@@ -284,9 +301,17 @@ class Board:
                         self._assess(propagation, name, instance)
 
 
-def profile_of(event: Subscribed) -> Profile:
-    labels = sorted(f"{key}={value}" for key, value in event.fingerprint.labels.items())[:MAX_LABELS]
-    return Profile(event.region, event.fingerprint.sdk_version, tuple(labels))
+def profile_from(region: str, fingerprint: Fingerprint) -> Profile:
+    labels = sorted(f"{key}={value}" for key, value in fingerprint.labels.items())[:MAX_LABELS]
+    return Profile(region, fingerprint.sdk_version, tuple(labels))
+
+
+def _set_runs(instance: Instance, subscription: int, runs: Point | None) -> None:
+    """What it says to have is what it runs: less than before when it lost its disk."""
+    if runs is None:
+        instance.runs.pop(subscription, None)
+    else:
+        instance.runs[subscription] = runs
 
 
 def _seconds(propagation: Propagation, at_us: int) -> float:

@@ -1,0 +1,140 @@
+"""The ledger's HTTP API. Everything but the held wait is a read; whoever may ``observe`` an environment may see all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Path, Query, Request
+
+from heliograph.access.permissions import Action, allow
+from heliograph.access.principal import Authenticator
+from heliograph.core import names
+from heliograph.core.errors import InvalidRequest, NotFound
+from heliograph.core.frames import State
+from heliograph.runtime.http import Json, bearer_token
+from heliograph.services.ledger import views
+from heliograph.services.ledger.answers import Address
+from heliograph.services.ledger.intake import MAX_ID, MAX_INT
+from heliograph.services.ledger.ledger import Ledger
+from heliograph.services.ledger.postgres import Tables
+from heliograph.services.ledger.settings import LedgerSettings
+
+MAX_WAIT_S: Final = 30.0
+MAX_PAGE: Final = 500
+
+Number = Annotated[int, Path(ge=1, le=MAX_INT)]
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+CursorText = Annotated[str, Query(max_length=MAX_ID + 20, pattern=r"^[^\x00]*$")]
+
+
+class Page(msgspec.Struct, frozen=True):
+    items: list[Any]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    ledger: Ledger
+    tables: Tables
+    authenticator: Authenticator
+    settings: LedgerSettings
+    now_us: Callable[[], int]
+
+    def add_to(self, app: FastAPI) -> None:
+        router = APIRouter(prefix="/v1")
+        router.get("/propagations/{namespace}/{environment}/{number}")(self.propagation)
+        router.get("/propagations/{namespace}/{environment}/{number}/receipts")(self.receipts)
+        router.get("/instances/{namespace}/{environment}")(self.instances)
+        router.get("/drift/{namespace}/{environment}")(self.drift)
+        router.get("/internal/propagations/{namespace}/{environment}/{number}", include_in_schema=False)(self.wait)
+        app.include_router(router)
+
+    async def propagation(self, request: Request, namespace: str, environment: str, number: Number) -> Json:
+        """The story of one version: counts, times of every hop, percentiles, groups. Changes until it is closed."""
+        address = await self._permitted(request, Action.OBSERVE, namespace, environment)
+        return Json(await self.ledger.propagation(address, number))
+
+    async def receipts(
+        self,
+        request: Request,
+        namespace: str,
+        environment: str,
+        number: Number,
+        state: State | None = None,
+        cursor: CursorText = "",
+        limit: Limit = 100,
+    ) -> Json:
+        """What each subscription of each instance answered, in the order of the instances' ids."""
+        address = await self._permitted(request, Action.OBSERVE, namespace, environment)
+        stored = await self.tables.version(address, number)
+        if stored is None:
+            raise NotFound(f"the ledger does not know version {number} of {namespace}/{environment}")
+        rows = await self.tables.receipts(stored.version, _after(cursor), state, limit)
+        return Json(Page([views.receipt(row) for row in rows], _next(rows, limit)))
+
+    async def instances(
+        self, request: Request, namespace: str, environment: str, cursor: CursorText = "", limit: Limit = 100
+    ) -> Json:
+        """Who is subscribed, or was a while ago, with what it runs and what it should run."""
+        address = await self._permitted(request, Action.OBSERVE, namespace, environment)
+        rows = await self.tables.instances(address, cursor, self._before(self.settings.instances_gone_s), limit)
+        shown = list(views.instances(rows, await self.tables.head(address)))
+        return Json(Page(shown, shown[-1].instance if len(shown) == limit else None))
+
+    async def drift(
+        self, request: Request, namespace: str, environment: str, cursor: CursorText = "", limit: Limit = 100
+    ) -> Json:
+        """Subscriptions that have not run the desired version for longer than the grace period, with the cause."""
+        address = await self._permitted(request, Action.OBSERVE, namespace, environment)
+        head = await self.tables.head(address)
+        if head is None:
+            return Json(Page([], None))
+        rows = await self.tables.behind(
+            address,
+            head,
+            _after(cursor),
+            gone_after_us=self._before(self.settings.drift_gone_s),
+            patience_us=self._before(self.settings.drift_grace_s),
+            limit=limit,
+        )
+        found = (views.drift(row, head, self.now_us()) for row in rows)
+        return Json(Page([each for each in found if each], _next(rows, limit)))
+
+    async def wait(
+        self,
+        request: Request,
+        namespace: str,
+        environment: str,
+        number: Number,
+        share: Annotated[float, Query(gt=0, le=1)] = 1.0,
+        timeout: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 2.0,  # noqa: ASYNC109  # the caller's word, part of the API
+    ) -> Json:
+        """Held until the share has the version or cannot any more, or the timeout (seconds) passes; then the story so far."""
+        address = await self._permitted(request, Action.INTERNAL, namespace, environment)
+        return Json(await self.ledger.wait(address, number, share, timeout))
+
+    async def _permitted(self, request: Request, action: Action, namespace: str, environment: str) -> Address:
+        principal = await self.authenticator.principal(bearer_token(request))
+        address = Address(names.namespace(namespace), names.environment(environment))
+        allow(principal, action, *address)
+        return address
+
+    def _before(self, seconds: float) -> int:
+        return self.now_us() - int(seconds * 1e6)
+
+
+def _after(cursor: str) -> tuple[str, int]:
+    """Inverse of `_next`. Raises InvalidRequest."""
+    if not cursor:
+        return "", -1
+    subscription, colon, instance = cursor.partition(":")
+    if not colon or not subscription.isascii() or not subscription.isdigit() or len(subscription) > 16:
+        raise InvalidRequest("not a cursor that this API gave")
+    return instance, int(subscription)
+
+
+def _next(rows: list[Any], limit: int) -> str | None:
+    return f"{rows[-1]['subscription']}:{rows[-1]['instance']}" if len(rows) == limit else None

@@ -1,0 +1,133 @@
+"""The effects of some records, folded so that every row is written once: PostgreSQL refuses to upsert a row twice in one statement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from heliograph.core.errors import Invalid
+from heliograph.core.events import (
+    FannedOut,
+    FromSync,
+    HeadEvent,
+    NodeAlive,
+    Received,
+    RevokedEvent,
+    Subscribed,
+    Unsubscribed,
+    VersionEvent,
+)
+from heliograph.core.records import Head, Version
+from heliograph.core.times import to_us
+from heliograph.eventlog.ports import Record, Stream
+from heliograph.services.ledger import intake
+from heliograph.services.ledger.answers import Address, Answer, Point, better
+from heliograph.services.ledger.ports import CurrentHead
+from heliograph.services.ledger.propagation import Commit
+
+Key = tuple[str, str, int]  # version id, instance, subscription
+Slot = tuple[str, int]  # connection, subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """A record that cannot be taken in, and why. Goes to the dead letters."""
+
+    record: Record
+    reason: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """``events``: all events of stream ``receipts`` in their order, for the board; the rest: rows, the last or best of each key."""
+
+    events: list[FromSync] = field(default_factory=list)
+    subscribed: dict[Slot, Subscribed] = field(default_factory=dict)
+    unsubscribed: dict[Slot, Unsubscribed] = field(default_factory=dict)
+    answers: dict[Key, tuple[Received, Answer]] = field(default_factory=dict)
+    runs: dict[Slot, Received] = field(default_factory=dict)
+    latest: dict[Slot, Received] = field(default_factory=dict)
+    fan_outs: dict[tuple[Address, Point, str], FannedOut] = field(default_factory=dict)
+    nodes: dict[str, NodeAlive] = field(default_factory=dict)
+    commits: dict[tuple[Address, Point], tuple[Commit, str | None]] = field(default_factory=dict)
+    heads: dict[Address, tuple[Head, str]] = field(default_factory=dict)
+    unseen: list[Commit] = field(default_factory=list)
+    poison: list[Poison] = field(default_factory=list)
+
+    def add(self, record: Record, now_us: int) -> None:
+        """Never raises for what a record says: one that cannot be read becomes poison."""
+        try:
+            if record.stream is Stream.RECEIPTS:
+                self._add_from_sync(intake.from_sync(record.body, now_us))
+            else:
+                self._add_from_registry(record)
+        except Invalid as error:
+            self.poison.append(Poison(record, error.detail))
+
+    def add_current(self, current: CurrentHead) -> None:
+        """An environment's head as the registry says it, after records were missed. Its version's story was not followed."""
+        head, version = Head.read(current.head.payload), Version.read(current.version.payload)
+        address, point, made_at_us = (
+            Address(head.namespace, head.environment),
+            Point(head.epoch, head.number),
+            to_us(version.at),
+        )
+        self.unseen.append(
+            Commit(address=address, point=point, version=head.version, received_at_us=made_at_us, committed_at_us=made_at_us)
+        )
+        self.heads[address] = (head, current.head.payload)
+
+    def _add_from_sync(self, event: FromSync) -> None:
+        match event:
+            case Subscribed():
+                self.subscribed.setdefault((event.connection, event.subscription), event)
+            case Unsubscribed():
+                self.unsubscribed.setdefault((event.connection, event.subscription), event)
+            case Received():
+                self._add_received(event)
+            case FannedOut():
+                key = Address(event.namespace, event.environment), Point(event.epoch, event.number), event.node
+                self.fan_outs.setdefault(key, event)
+            case NodeAlive():
+                known = self.nodes.get(event.node)
+                if known is None or event.at_us >= known.at_us:
+                    self.nodes[event.node] = event
+        self.events.append(event)
+
+    def _add_received(self, event: Received) -> None:
+        key, slot, answer = (event.version, event.instance, event.subscription), _slot(event), intake.answer_in(event)
+        known = self.answers.get(key)
+        if known is None or better(known[1], answer) is not known[1]:
+            self.answers[key] = (event, answer)
+        runs, latest = self.runs.get(slot), self.latest.get(slot)
+        if event.state in ("applied", "unaffected") and (runs is None or _point(event) > _point(runs)):
+            self.runs[slot] = event
+        if latest is None or event.received_at_us >= latest.received_at_us:
+            self.latest[slot] = event
+
+    def _add_from_registry(self, record: Record) -> None:
+        event = intake.from_registry(record.body)
+        if isinstance(event, RevokedEvent):
+            return
+        if isinstance(event, VersionEvent):
+            commit = intake.commit_in(event, record.committed_at_us)
+            self.commits.setdefault((commit.address, commit.point), (commit, event.trace))
+        self._add_head(event)
+
+    def _add_head(self, event: VersionEvent | HeadEvent) -> None:
+        head = intake.head_in(event)
+        address = Address(head.namespace, head.environment)
+        known = self.heads.get(address)
+        if known is None or _order(head) > _order(known[0]):
+            self.heads[address] = (head, event.head.payload)
+
+
+def _slot(event: Received) -> Slot:
+    return event.connection, event.subscription
+
+
+def _point(event: Received) -> Point:
+    return Point(event.epoch, event.number)
+
+
+def _order(head: Head) -> tuple[int, int, str]:
+    return head.epoch, head.number, head.issued_at

@@ -1,0 +1,185 @@
+"""Takes in the log: both streams, in batches, each batch's effects and marks in one transaction.
+
+A record that cannot be taken in never stops the others. What does not parse is set aside at once; when PostgreSQL refuses a batch
+because of what a row says, the batch is halved until the one is found. Setting aside is idempotent and comes before the mark, so a crash
+between the two repeats it without a trace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import Final, cast
+
+import structlog
+
+from heliograph.core.errors import Unavailable
+from heliograph.eventlog.dead_letters import set_aside
+from heliograph.eventlog.ports import Gap, Log, Marks, Record, Stream
+from heliograph.runtime.postgres import Pool
+from heliograph.runtime.retry import until_available
+from heliograph.services.ledger.batch import Batch, Poison
+from heliograph.services.ledger.ledger import Ledger
+from heliograph.services.ledger.ports import CurrentHead, Registry
+from heliograph.services.ledger.postgres import UNREADABLE, Progress, Writer
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+STREAMS: Final = (Stream.VERSIONS, Stream.RECEIPTS)
+MAX_RECORDS: Final = 2000  # a transaction of some 50 ms; more would make waiters wait for each other
+QUEUED_BATCHES: Final = 8  # read ahead while a transaction commits
+HEADS_ATTEMPTS: Final = 5
+
+
+class Consumer:
+    """Belongs to one term of leading: made after the board was loaded on ``writer``'s connection, ended with it."""
+
+    def __init__(
+        self,
+        source: Log,
+        writer: Writer,
+        ledger: Ledger,
+        *,
+        registry: Registry,
+        pool: Pool,
+        metrics: Metrics,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._log = source
+        self._writer = writer
+        self._ledger = ledger
+        self._registry = registry
+        self._pool = pool
+        self._metrics = metrics
+        self._now_us = now_us
+        self._queue: asyncio.Queue[list[Record]] = asyncio.Queue(QUEUED_BATCHES)
+        self._progress: dict[Stream, Progress] = {}
+        self._advanced = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises what ends the term: Unavailable when the connection is gone."""
+        async with asyncio.TaskGroup() as tasks:
+            for stream in STREAMS:
+                tasks.create_task(self._read(stream), name=f"ledger reads {stream}")
+            tasks.create_task(self._take_in(), name="ledger takes in")
+
+    async def caught_up(self, stream: Stream, timeout_s: float) -> bool:
+        """Whether everything that was in the stream when called has been taken in, waiting for it at most so long."""
+        reader = self._log.reader(stream)
+        try:
+            end = await reader.end()
+        finally:
+            await reader.close()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._has(stream, end):
+                    self._advanced.clear()
+                    await self._advanced.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _has(self, stream: Stream, end: Marks) -> bool:
+        progress = self._progress.get(stream)
+        return progress is not None and all(progress.marks.get(shard, 0) >= mark for shard, mark in end.items())
+
+    # --- reading ---
+
+    async def _read(self, stream: Stream) -> None:
+        reader = self._log.reader(stream)
+        try:
+            start = await self._start(stream, await reader.identity(), await reader.earliest())
+            async with aclosing(cast("AsyncGenerator[list[Record | Gap]]", reader.read(start))) as batches:
+                async for items in batches:
+                    await self._arrived(stream, items)
+        finally:
+            await reader.close()
+
+    async def _start(self, stream: Stream, identity: str, earliest: Marks) -> Marks:
+        """The stored marks, or the earliest of a log that was never read or is another one now: effects may be repeated."""
+        stored = await self._writer.progress(stream)
+        if stored is None or stored.identity != identity:
+            log.info("log_read_from_earliest", stream=str(stream), known=stored is not None)
+            stored = Progress(identity, {})
+        # a shard whose records all left the log is where its next record will be
+        marks = {shard: max(mark, stored.marks.get(shard, mark)) for shard, mark in earliest.items()}
+        self._progress[stream] = Progress(identity, marks)
+        return marks
+
+    async def _arrived(self, stream: Stream, items: Sequence[Record | Gap]) -> None:
+        records = [each for each in items if isinstance(each, Record)]
+        self._metrics.log_records_read.labels(str(stream)).inc(len(records))
+        if len(records) < len(items):
+            self._metrics.log_gaps.labels(str(stream)).inc(len(items) - len(records))
+            await self._missed(stream)
+        await self._queue.put(records)
+
+    async def _missed(self, stream: Stream) -> None:
+        """Missed versions: the registry says at least what each environment is at. Missed receipts are gone; drift will tell."""
+        log.warning("log_gap", stream=str(stream))
+        if stream is Stream.RECEIPTS:
+            return
+        try:
+            heads = await until_available(self._heads, limit=HEADS_ATTEMPTS)
+        except Unavailable as error:
+            log.error("heads_not_read", detail=error.detail)
+            return
+        batch = Batch()
+        for head in heads:
+            batch.add_current(head)
+        async with self._writer.transaction():
+            await self._writer.write(batch)
+
+    async def _heads(self) -> list[CurrentHead]:
+        return [head async for head in self._registry.heads()]
+
+    # --- taking in ---
+
+    async def _take_in(self) -> None:
+        while True:
+            records = await self._queue.get()
+            while len(records) < MAX_RECORDS and not self._queue.empty():
+                records = records + self._queue.get_nowait()
+            started = asyncio.get_running_loop().time()
+            await self.take_in(records)
+            self._metrics.ledger_batch_seconds.observe(asyncio.get_running_loop().time() - started)
+            self._metrics.ledger_batch_records.observe(len(records))
+            self._advanced.set()
+
+    async def take_in(self, records: Sequence[Record]) -> None:
+        """Commits the effects of all of them with their marks, then tells the board. Raises Unavailable: then nothing is certain."""
+        batch = Batch()
+        for record in records:
+            batch.add(record, self._now_us())
+        try:
+            await self._commit(batch, records)
+        except UNREADABLE as error:
+            if len(records) > 1:
+                half = len(records) // 2
+                await self.take_in(records[:half])
+                await self.take_in(records[half:])
+            else:
+                reason = f"PostgreSQL refuses it: {type(error).__name__}"
+                await self._commit(Batch(poison=[Poison(records[0], reason)]), records)
+
+    async def _commit(self, batch: Batch, records: Sequence[Record]) -> None:
+        for poison in batch.poison:
+            await set_aside(self._pool, poison.record, consumer="ledger", reason=poison.reason, attempts=1)
+            self._metrics.dead_letters.labels(str(poison.record.stream)).inc()
+        progress = self._after(records)
+        async with self._writer.transaction():
+            earlier = await self._writer.write(batch)
+            for stream, reached in progress.items():
+                await self._writer.set_progress(stream, reached)
+        self._progress |= progress
+        self._ledger.took_in(batch, earlier)
+        for _, answer in batch.answers.values():
+            self._metrics.receipts.labels(answer.state).inc()
+
+    def _after(self, records: Sequence[Record]) -> dict[Stream, Progress]:
+        marks: dict[Stream, Marks] = {}
+        for record in records:
+            marks.setdefault(record.stream, dict(self._progress[record.stream].marks))[record.shard] = record.mark
+        return {stream: Progress(self._progress[stream].identity, reached) for stream, reached in marks.items()}

@@ -1,0 +1,146 @@
+"""The ledger's live state: the board, who waits for it, and up to when the board is known to be complete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from heliograph.core.errors import NotFound
+from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.services.ledger.answers import Address
+from heliograph.services.ledger.batch import Batch
+from heliograph.services.ledger.board import Board
+from heliograph.services.ledger.intake import answer_in
+from heliograph.services.ledger.postgres import Earlier, Tables
+from heliograph.services.ledger.propagation import Propagation
+from heliograph.services.ledger.report import Report
+from heliograph.services.ledger.waiting import WaitingRoom
+from heliograph.telemetry.metrics import Metrics
+
+
+class Ledger:
+    """``horizon_us``: everything that was in the receipts' log at that moment is on the board.
+
+    The board changes only through `rebuilt`, `took_in`, `nodes_lost`, `ended` and `closed`, each after the tables have.
+    """
+
+    def __init__(self, tables: Tables, metrics: Metrics, now_us: Callable[[], int]) -> None:
+        self.board = Board()
+        self.horizon_us = 0
+        self.hurry = asyncio.Event()
+        self._tables = tables
+        self._metrics = metrics
+        self._now_us = now_us
+        self._room = WaitingRoom()
+
+    # --- questions ---
+
+    async def propagation(self, address: Address, number: int) -> Report:
+        """Raises NotFound for a version that is unknown or whose story was not followed."""
+        if report := await self._known(address, number):
+            return report
+        raise NotFound(f"the ledger knows no propagation of version {number} of {address.namespace}/{address.environment}")
+
+    async def wait(self, address: Address, number: int, share: float, timeout_s: float) -> Report:
+        """The story once ``share`` of the instances has the version or cannot any more, else what there is after ``timeout_s``.
+
+        Waits for a version that is not known yet; raises NotFound when it does not come.
+        """
+        with self._room.enter((address, number), share) as waiter:
+            self._metrics.propagation_waiters.set(len(self._room))
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await self._answer(address, number, waiter.answer)
+            except TimeoutError:
+                return await self.propagation(address, number)
+            finally:
+                self._metrics.propagation_waiters.set(len(self._room) - 1)
+
+    async def _answer(self, address: Address, number: int, answer: asyncio.Future[Report]) -> Report:
+        if propagation := self.board.open_propagation(address, number):
+            self._tell(propagation)
+            self.hurry.set()  # "no instance" is certain only once the horizon has passed the commit
+        elif (stored := await self._tables.version(address, number)) and stored.report:
+            return stored.report
+        return await answer
+
+    async def _known(self, address: Address, number: int) -> Report | None:
+        if propagation := self.board.open_propagation(address, number):
+            return propagation.report()
+        stored = await self._tables.version(address, number)
+        return stored.report if stored else None
+
+    # --- news ---
+
+    def rebuilt(self, board: Board) -> None:
+        self.board = board
+        self._tell_all()
+
+    def took_in(self, batch: Batch, earlier: Mapping[str, Earlier]) -> None:
+        """The batch is committed. ``earlier``: of each version that was new to the tables."""
+        for event in batch.events:
+            self._place(event)
+        for commit, _ in batch.commits.values():
+            if commit.version in earlier:
+                before = earlier[commit.version]
+                self.board.opened(commit, before.answers, before.hops)
+        self._spread()
+
+    def nodes_lost(self, nodes: set[str]) -> None:
+        self.board.lose(nodes)
+        self._spread()
+
+    def ended(self, events: list[Unsubscribed]) -> None:
+        for event in events:
+            self.board.unsubscribed(event)
+        self._spread()
+
+    def closed(self, propagation: Propagation, report: Report) -> None:
+        self.board.closed(propagation)
+        self._room.tell(_wanted(propagation), lambda _: True, lambda: report)
+
+    def reached(self, horizon_us: int) -> None:
+        """Everything in the log up to then is on the board: what nobody took part in can be said so."""
+        self.horizon_us = max(self.horizon_us, horizon_us)
+        self._tell_all()
+
+    def _place(self, event: FromSync) -> None:
+        match event:
+            case Subscribed():
+                self.board.subscribed(event)
+            case Unsubscribed():
+                self.board.unsubscribed(event)
+            case Received():
+                self.board.received(event, answer_in(event))
+            case FannedOut():
+                self.board.fanned_out(event)
+            case NodeAlive():
+                self.board.node_alive(event)
+
+    def _spread(self) -> None:
+        news = self.board.take_news()
+        now_us = self._now_us()
+        for propagation in news.touched:
+            propagation.changed_at_us = now_us
+            self._tell(propagation)
+        for region, seconds in news.applied:
+            self._metrics.propagation_seconds.labels(region).observe(seconds)
+        for hop, seconds in news.hops:
+            self._metrics.hop_seconds.labels(hop).observe(seconds)
+
+    def _tell_all(self) -> None:
+        for address, number in self._room.wanted():
+            if propagation := self.board.open_propagation(address, number):
+                self._tell(propagation)
+
+    def _tell(self, propagation: Propagation) -> None:
+        certain = propagation.instances > 0 or self.horizon_us >= propagation.commit.committed_at_us
+        self._room.tell(
+            _wanted(propagation),
+            lambda share: propagation.settled(share) or (certain and propagation.complete),
+            propagation.report,
+        )
+
+
+def _wanted(propagation: Propagation) -> tuple[Address, int]:
+    return propagation.commit.address, propagation.commit.point.number

@@ -1,0 +1,261 @@
+-- Every statement of the ledger, by name. Writers take whole batches as arrays: one round trip per kind, however many rows.
+
+-- name: try_lead
+-- One ledger takes in the log at a time; the lock lives as long as the connection that also does the writing.
+select pg_try_advisory_lock(hashtext('heliograph.ledger'));
+
+-- name: marks
+select identity, marks from ledger.mark where stream = $1;
+
+-- name: set_mark
+insert into ledger.mark (stream, identity, marks) values ($1, $2, $3::jsonb)
+on conflict (stream) do update set identity = excluded.identity, marks = excluded.marks, updated_at = now();
+
+-- name: add_subscriptions
+insert into ledger.subscription (connection, subscription, namespace, environment, instance, incarnation, node, region,
+                                 fingerprint, view, since_us, runs_epoch, runs_number, runs_version, runs_since_us)
+select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint::jsonb,
+       array(select jsonb_array_elements_text(view::jsonb)), since_us, runs_epoch, runs_number, runs_version,
+       case when runs_version is not null then since_us end
+  from unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[],
+              $10::text[], $11::bigint[], $12::bigint[], $13::bigint[], $14::text[])
+       as n(connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, view, since_us,
+            runs_epoch, runs_number, runs_version)
+on conflict (connection, subscription) do nothing;
+
+-- name: end_replaced
+-- An instance has one live connection per environment: the newest ends the older ones at the moment it came.
+update ledger.subscription older
+   set until_us = newer.since_us, ended = 'replaced'
+  from (select o.connection, o.subscription, min(n.since_us) as since_us
+          from (select distinct * from unnest($1::text[], $2::text[], $3::text[])) as touched(namespace, environment, instance)
+          join ledger.subscription o using (namespace, environment, instance)
+          join ledger.subscription n using (namespace, environment, instance)
+         where n.connection <> o.connection and (n.incarnation, n.since_us) > (o.incarnation, o.since_us)
+           and (o.until_us is null or o.until_us > n.since_us)
+         group by 1, 2) newer
+ where older.connection = newer.connection and older.subscription = newer.subscription;
+
+-- name: end_subscriptions
+update ledger.subscription s
+   set until_us = least(s.until_us, e.until_us), ended = e.reason
+  from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) as e(connection, subscription, until_us, reason)
+ where s.connection = e.connection and s.subscription = e.subscription and (s.until_us is null or s.until_us > e.until_us);
+
+-- name: store_answers
+-- Keeps the better of two answers (the same order as answers.better). What comes after the close changes nothing that was there.
+with answer as (
+    select *, exists (select from ledger.version v where v.version = n.version and v.closed_at_us is not null) as late
+      from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[], $9::text[],
+                  $10::text[])
+           as n(version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, trace)
+)
+insert into ledger.receipt as known
+       (version, instance, subscription, day, state, reason, applied_at_us, received_at_us, connection, node, trace, late)
+select version, instance, subscription, (to_timestamp(received_at_us / 1e6) at time zone 'UTC')::date, state::ledger.state, reason,
+       applied_at_us, received_at_us, connection, node, trace, late
+  from answer
+on conflict (version, instance, subscription, day) do update
+   set state = excluded.state, reason = excluded.reason, applied_at_us = excluded.applied_at_us,
+       received_at_us = excluded.received_at_us, connection = excluded.connection, node = excluded.node, trace = excluded.trace
+ where not excluded.late
+   and (excluded.state, -excluded.received_at_us, -excluded.applied_at_us, coalesce(excluded.reason, '') collate "C")
+     > (known.state, -known.received_at_us, -known.applied_at_us, coalesce(known.reason, '') collate "C");
+
+-- name: note_runs
+-- What an instance runs grows within one connection; a new connection starts from what it says to have.
+update ledger.subscription s
+   set runs_epoch = r.epoch, runs_number = r.number, runs_version = r.version, runs_since_us = r.at_us
+  from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[])
+       as r(connection, subscription, epoch, number, version, at_us)
+ where s.connection = r.connection and s.subscription = r.subscription
+   and (s.runs_number is null or (r.epoch, r.number) > (s.runs_epoch, s.runs_number));
+
+-- name: note_answers
+update ledger.subscription s
+   set answered_number = a.number, answered_state = a.state, answered_reason = a.reason, answered_at_us = a.at_us
+  from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[])
+       as a(connection, subscription, number, state, reason, at_us)
+ where s.connection = a.connection and s.subscription = a.subscription and (s.answered_at_us is null or a.at_us >= s.answered_at_us);
+
+-- name: store_fan_outs
+insert into ledger.fan_out (namespace, environment, epoch, number, node, recipients, logged_at_us, started_at_us, done_at_us)
+select * from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[])
+on conflict do nothing;
+
+-- name: note_nodes
+insert into ledger.node as known (node, region, connections, alive_at_us, lost)
+select * from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[])
+on conflict (node) do update
+   set region = excluded.region, connections = excluded.connections, alive_at_us = excluded.alive_at_us, lost = excluded.lost
+ where excluded.alive_at_us >= known.alive_at_us;
+
+-- name: lose_nodes
+insert into ledger.node (node, region, connections, alive_at_us, lost)
+select node, '', 0, $2, true from unnest($1::text[]) node
+on conflict (node) do update set lost = true;
+
+-- name: forget_nodes
+-- Instances of a node that has been lost for long, and did not come back elsewhere, have gone.
+update ledger.subscription s set until_us = $2, ended = 'node lost'
+  from ledger.node n
+ where n.node = s.node and n.lost and n.alive_at_us < $1 and s.until_us is null
+returning s.connection, s.subscription, s.namespace, s.environment, s.instance, s.node;
+
+-- name: add_versions
+-- Returns those that are new, or were only known by name.
+insert into ledger.version as known (namespace, environment, epoch, number, version, received_at_us, committed_at_us, trace)
+select * from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::text[])
+on conflict (version) do update
+   set received_at_us = excluded.received_at_us, committed_at_us = excluded.committed_at_us, trace = excluded.trace,
+       closed_at_us = null, outcome = null
+ where known.outcome = 'unseen'
+returning version;
+
+-- name: add_unseen
+-- What an environment is at, after records of the log were missed: known by name, without a story.
+insert into ledger.version (namespace, environment, epoch, number, version, received_at_us, committed_at_us, closed_at_us, outcome)
+select *, committed_at_us, committed_at_us, 'unseen'
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[])
+       as v(namespace, environment, epoch, number, version, committed_at_us)
+on conflict do nothing;
+
+-- name: set_heads
+insert into ledger.head as known (namespace, environment, epoch, number, version, issued_at, payload)
+select * from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[])
+on conflict (namespace, environment) do update
+   set epoch = excluded.epoch, number = excluded.number, version = excluded.version, issued_at = excluded.issued_at,
+       payload = excluded.payload
+ where (excluded.epoch, excluded.number, excluded.issued_at) > (known.epoch, known.number, known.issued_at);
+
+-- name: answers_of
+select distinct on (version, instance, subscription) version, instance, subscription, state::text, reason, applied_at_us, received_at_us
+  from ledger.receipt where version = any($1::text[])
+ order by version, instance, subscription, state desc, received_at_us;
+
+-- name: hops_of
+select v.version, f.node, f.recipients, f.logged_at_us, f.started_at_us, f.done_at_us
+  from ledger.version v join ledger.fan_out f using (namespace, environment, epoch, number)
+ where v.version = any($1::text[]);
+
+-- name: nodes
+select node, alive_at_us, lost from ledger.node;
+
+-- name: open_versions
+select namespace, environment, epoch, number, version, received_at_us, committed_at_us
+  from ledger.version where closed_at_us is null order by namespace, environment, epoch, number;
+
+-- name: subscriptions
+-- In the order in which they came, so that the newest connection of an instance is told last.
+select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us,
+       runs_epoch, runs_number
+  from ledger.subscription where until_us is null or until_us >= $1
+ order by incarnation, since_us;
+
+-- name: lines_of
+-- What the digest of a closed propagation is made from.
+select distinct on (instance collate "C", subscription) instance, subscription, state::text, reason, applied_at_us, received_at_us
+  from ledger.receipt where version = $1 and not late
+ order by instance collate "C", subscription, state desc, received_at_us;
+
+-- name: close
+update ledger.version
+   set closed_at_us = $2, outcome = $3, report = $4::jsonb, digest = $5, audit = 'pending', audit_due_us = $2
+ where version = $1 and closed_at_us is null;
+
+-- name: audits_due
+select version, namespace, environment, report, audit_attempts, trace
+  from ledger.version where audit = 'pending' and audit_due_us <= $1 order by audit_due_us limit $2;
+
+-- name: audit_posted
+update ledger.version set audit = 'posted' where version = $1;
+
+-- name: audit_failed
+update ledger.version set audit_attempts = audit_attempts + 1, audit_due_us = $2 where version = $1;
+
+-- name: audit_dead
+with dead as (
+    update ledger.version set audit = 'dead', audit_attempts = audit_attempts + 1 where version = $1 and audit = 'pending'
+    returning version, audit_attempts
+)
+insert into eventlog.dead_letter (stream, consumer, key, body, reason, attempts, trace)
+select 'deliveries', 'ledger', version, $2, $3, audit_attempts, $4 from dead;
+
+-- name: version_at
+-- Of the latest epoch when several share the number.
+select version, closed_at_us, report from ledger.version
+ where namespace = $1 and environment = $2 and number = $3 order by epoch desc limit 1;
+
+-- name: head_of
+select payload from ledger.head where namespace = $1 and environment = $2;
+
+-- name: receipts_page
+select * from (
+    select distinct on (instance collate "C", subscription) instance, subscription, state::text, reason, applied_at_us,
+           received_at_us, connection, node, late
+      from ledger.receipt
+     where version = $1 and (instance collate "C", subscription) > ($2, $3)
+     order by instance collate "C", subscription, late, state desc, received_at_us
+) r where $4::text is null or state = $4
+ order by instance collate "C", subscription limit $5;
+
+-- name: instances_page
+-- The newest connection of each instance, with its subscriptions there. Ended ones are shown only when none is live.
+with newest as (
+    select distinct on (instance) instance, connection
+      from ledger.subscription
+     where namespace = $1 and environment = $2 and instance > $3 and (until_us is null or until_us >= $4)
+     order by instance, incarnation desc, since_us desc
+     limit $5
+)
+select s.*, coalesce(n.lost, false) as node_lost
+  from newest
+  join ledger.subscription s using (instance, connection)
+  left join ledger.node n using (node)
+ where s.namespace = $1 and s.environment = $2
+   and (s.until_us is null or not exists (select from ledger.subscription o
+                                           where o.connection = s.connection and o.namespace = $1 and o.environment = $2
+                                             and o.until_us is null))
+ order by s.instance, s.subscription;
+
+-- name: drift_page
+-- Subscriptions of the newest connection of each instance that do not run what the head says ($11: or all of them, when only
+-- the rollout knows), and have had the time to ($10). missed_at_us: when the first version that it lacks was committed.
+with newest as (
+    select distinct on (instance) instance, connection
+      from ledger.subscription
+     where namespace = $1 and environment = $2 and instance >= $3 and (until_us is null or until_us >= $5)
+     order by instance, incarnation desc, since_us desc
+)
+select s.*, coalesce(n.lost, false) as node_lost, missed.committed_at_us as missed_at_us
+  from newest
+  join ledger.subscription s using (instance, connection)
+  left join ledger.node n using (node)
+  left join lateral (
+      select v.committed_at_us from ledger.version v
+       where v.namespace = $1 and v.environment = $2 and s.runs_number is not null
+         and (v.epoch, v.number) > (s.runs_epoch, s.runs_number)
+       order by v.epoch, v.number limit 1) missed on true
+ where s.namespace = $1 and s.environment = $2 and (s.instance, s.subscription) > ($3, $4)
+   and ($11 or (s.runs_epoch, s.runs_number, s.runs_version) is distinct from ($7::bigint, $8::bigint, $9::text))
+   and greatest(missed.committed_at_us, case when s.until_us is null or s.runs_number is null then s.since_us end, 0) <= $10
+   and (s.until_us is null or not exists (select from ledger.subscription o
+                                           where o.connection = s.connection and o.namespace = $1 and o.environment = $2
+                                             and o.until_us is null))
+ order by s.instance, s.subscription
+ limit $6;
+
+-- name: drift_count
+-- For the gauge: live subscriptions, in all environments, that have not run their head for longer than the grace period.
+select count(distinct s.instance)
+  from ledger.subscription s
+  join ledger.head h using (namespace, environment)
+  join ledger.version v on v.version = h.version
+ where s.until_us is null and (s.runs_epoch, s.runs_number, s.runs_version) is distinct from (h.epoch, h.number, h.version)
+   and greatest(v.committed_at_us, s.since_us) <= $1;
+
+-- name: prepare_days
+select ledger.prepare_days($1);
+
+-- name: retain
+select ledger.retain($1, $2, $3);

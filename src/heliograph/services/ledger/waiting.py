@@ -1,0 +1,61 @@
+"""Requests held until a share of a version's instances has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from heliograph.core.errors import Overloaded
+from heliograph.services.ledger.answers import Address
+from heliograph.services.ledger.report import Report
+
+MAX_WAITERS = 10_000  # each is a held request of the registry
+
+Wanted = tuple[Address, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiter:
+    share: float
+    answer: asyncio.Future[Report]
+
+
+class WaitingRoom:
+    """By version number: the version may not be known yet."""
+
+    def __init__(self) -> None:
+        self._waiters: defaultdict[Wanted, set[Waiter]] = defaultdict(set)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def wanted(self) -> list[Wanted]:
+        return list(self._waiters)
+
+    @contextmanager
+    def enter(self, wanted: Wanted, share: float) -> Iterator[Waiter]:
+        """Raises Overloaded when there is no room."""
+        if self._count >= MAX_WAITERS:
+            raise Overloaded("too many requests wait for a propagation", retry_after=1)
+        waiter = Waiter(share, asyncio.get_running_loop().create_future())
+        self._waiters[wanted].add(waiter)
+        self._count += 1
+        try:
+            yield waiter
+        finally:
+            self._count -= 1
+            self._waiters[wanted].discard(waiter)
+            if not self._waiters[wanted]:
+                del self._waiters[wanted]
+
+    def tell(self, wanted: Wanted, settled: Callable[[float], bool], report: Callable[[], Report]) -> None:
+        """Answers those whose share is settled, all with one report, made only when somebody gets it."""
+        ready = [each for each in self._waiters.get(wanted, ()) if not each.answer.done() and settled(each.share)]
+        if ready:
+            story = report()
+            for waiter in ready:
+                waiter.answer.set_result(story)
