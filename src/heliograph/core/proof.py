@@ -24,6 +24,7 @@ from heliograph.core.trie import (
     Bucket,
     Entry,
     Node,
+    Stub,
     Unknown,
     diff,
     digits,
@@ -152,7 +153,7 @@ def _walk(old: Node | None, new: Node | None, want: dict, folder: str, place: st
     """hidden: the client knows old by stubs at best and new must be told entry by entry (a branch that folded into a bucket)."""
     if not hidden and same(old, new):
         return
-    if new is None or hidden and not want:
+    if new is None or (hidden and not want):
         if old is not None:
             out.stubs[f"{folder}#{place}"] = None
         _entries(None, new, want, folder, out)
@@ -177,6 +178,35 @@ def _entries(old: Bucket | None, new: Bucket | None, want: dict, folder: str, ou
             _folder(x, y, inside, folder + segment, out)
         elif not inside and not same(x, y):
             out.entries[folder + segment] = y if isinstance(y, bytes | None) else y.digest
+
+
+def known(root: Node, view: Iterable[str]) -> Proof:
+    """The first proof of what a partial trie knows: with the view's entries it rebuilds the same trie from nothing."""
+    out = Proof({}, {})
+    _known(root, tuple(view), "", "", out)
+    return out
+
+
+def _known(node: Node, view: tuple[str, ...], folder: str, place: str, out: Proof) -> None:
+    if isinstance(node, Stub):
+        out.stubs[f"{folder}#{place}"] = node.digest
+    elif isinstance(node, Branch):
+        for slot, child in node.children.items():
+            _known(child, view, folder, f"{place}{slot:x}", out)
+    else:
+        for segment, entry in node.entries.items():
+            _known_entry(entry, view, folder + segment, out)
+
+
+def _known_entry(entry: Entry, view: tuple[str, ...], name: str, out: Proof) -> None:
+    if covers(view, name):
+        return
+    if isinstance(entry, bytes):
+        out.entries[name] = entry
+    elif isinstance(entry, Stub):
+        out.entries[name] = entry.digest
+    else:
+        _known(entry, view, name, "", out)
 
 
 # --- checking (the client) ------------------------------------------------------------------------------------------------------

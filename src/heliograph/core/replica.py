@@ -1,0 +1,301 @@
+"""What a client believes: the state of one view of one environment, and every check before it changes. Pure; the one place where trust is decided.
+
+`Replica.consider` checks, in this order, and changes nothing:
+
+1. the head: signature, namespace, environment. Expired means stale, which is said and never refused;
+2. its place: a lower (epoch, number) is a rollback, the same with another version id is a fork, the same issued earlier is old news;
+3. the version: its digest is the head's, its signature, and the same namespace, environment, epoch, number and root;
+4. its descent: the parent, or a path in the version's history, leads to the version that runs here. In a higher epoch without such a path, only
+   a signed `recover` version that kept everything this client knew to be safe;
+5. the content: changes and proof lead to the signed root, every selector of the view is resolved, every leaf and document hashes to what names it.
+
+`Replica.adopt` swaps. Whoever lets an application object does so in between, and persists afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from heliograph.core import delta, history, proof, trie
+from heliograph.core.canonical import Json
+from heliograph.core.delta import Entry
+from heliograph.core.digest import Digest, unspell
+from heliograph.core.errors import BadDigest, BadProof, BadSignature, Forked, RolledBack
+from heliograph.core.frames import AdvanceFrame, Changed, Current, DeltaFrame, HeadFrame, Recovery, SnapshotFrame
+from heliograph.core.names import inside
+from heliograph.core.names import view as view_of
+from heliograph.core.records import Cursor, Head, Signed, Version
+from heliograph.core.times import to_us
+from heliograph.core.trust import Trust
+
+StateFrame: TypeAlias = SnapshotFrame | DeltaFrame | AdvanceFrame
+Statement: TypeAlias = StateFrame | Current | HeadFrame
+
+
+class _Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is believed about one version."""
+
+    head: Head
+    signed_head: Signed
+    signed_version: Signed
+    trie: trie.Node
+    entries: Mapping[str, Entry]
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified next state, not yet in force.
+
+    ``changed``: names in the view whose document or schema differs from what is held. ``restarted``: the history was restarted by a signed recovery.
+    """
+
+    held: _Held
+    changed: frozenset[str]
+    restarted: bool = False
+
+    @property
+    def cursor(self) -> Cursor:
+        return self.held.head.cursor
+
+    @property
+    def texts(self) -> Mapping[str, bytes]:
+        return _texts(self.held.entries)
+
+
+class Replica:
+    """``trust`` may be replaced when a newer root has been verified."""
+
+    def __init__(self, trust: Trust, namespace: str, environment: str, view: Iterable[str]) -> None:
+        self.trust = trust
+        self.namespace = namespace
+        self.environment = environment
+        self.view = view_of(view)
+        self._held: _Held | None = None
+
+    # --- what is believed ---
+
+    @property
+    def cursor(self) -> Cursor | None:
+        return self._held.head.cursor if self._held else None
+
+    @property
+    def head(self) -> Head | None:
+        return self._held.head if self._held else None
+
+    @property
+    def texts(self) -> Mapping[str, bytes]:
+        """Name -> exact canonical text of each config in the view."""
+        return _texts(self._held.entries) if self._held else {}
+
+    @property
+    def configs(self) -> dict[str, Json]:
+        """Freshly parsed; for tools. SDKs parse when somebody reads."""
+        return {name: msgspec.json.decode(text) for name, text in self.texts.items()}
+
+    @property
+    def view_digest(self) -> Digest:
+        """ETag of a bundle, content of a heartbeat."""
+        return proof.view_digest(self._held.trie if self._held else trie.EMPTY, self.view)
+
+    def stale(self, now_us: int) -> bool:
+        """Whether the head's signature has run out: what runs here may be behind. Nothing held is stale too."""
+        return self._held is None or to_us(self._held.head.expires_at) <= now_us
+
+    # --- what is said ---
+
+    def consider(self, frame: Statement, now_us: int) -> Candidate | None:
+        """The next state, or None when the frame says nothing new. Raises a subclass of Refused, and leaves everything as it was."""
+        del now_us  # an expired head is stale, not refused; see `stale`
+        head = self._verified_head(frame.head)
+        held = self._held
+        if held and not self._is_newer(head, held):
+            return self._refreshed(head, frame, held)
+        if isinstance(frame, Current | HeadFrame):
+            if held is None:
+                raise BadProof("a head alone, and nothing is held here")
+            return None  # its state is on the way
+        version = self._verified_version(frame.version, head)
+        restarted = held is not None and self._descends(held, head, version, frame.ancestry, frame.recovery)
+        return self._content(frame, head, restarted=restarted)
+
+    def adopt(self, candidate: Candidate) -> None:
+        self._held = candidate.held
+
+    # --- 1, 2: the head ---
+
+    def _verified_head(self, signed: Signed) -> Head:
+        head = self.trust.verify_head(signed)
+        if (head.namespace, head.environment) != (self.namespace, self.environment):
+            raise BadSignature("the head is signed for another environment")
+        return head
+
+    @staticmethod
+    def _is_newer(head: Head, held: _Held) -> bool:
+        """Raises RolledBack or Forked."""
+        at, mine = head.cursor, held.head.cursor
+        if (at.epoch, at.number) < (mine.epoch, mine.number):
+            raise RolledBack(f"was at {mine.epoch}.{mine.number}, was told {at.epoch}.{at.number}")
+        if (at.epoch, at.number) == (mine.epoch, mine.number) and at.version != mine.version:
+            raise Forked(f"another version {at.number} of epoch {at.epoch} than the one that runs here")
+        return at != mine
+
+    @staticmethod
+    def _refreshed(head: Head, frame: Statement, held: _Held) -> Candidate | None:
+        """The same version, signed again."""
+        if head.root != held.head.root:
+            raise Forked("the same version with another root")
+        if head.issued_at <= held.head.issued_at or not isinstance(frame, Current | HeadFrame):
+            return None
+        return Candidate(held=msgspec.structs.replace(held, head=head, signed_head=frame.head), changed=frozenset())
+
+    # --- 3: the version ---
+
+    def _verified_version(self, signed: Signed, head: Head) -> Version:
+        if Version.id_of(signed.payload) != head.version:
+            raise BadDigest("the version is not the one that the head names")
+        version = self.trust.verify_version(signed)
+        said = (head.namespace, head.environment, head.epoch, head.number, head.root)
+        if (version.namespace, version.environment, version.epoch, version.number, version.root) != said:
+            raise Forked("head and version contradict each other")
+        return version
+
+    # --- 4: its descent ---
+
+    def _descends(
+        self, held: _Held, head: Head, version: Version, ancestry: tuple[str, ...] | None, recovery: Recovery | None
+    ) -> bool:
+        """Whether it does by a restart of the history. Raises Forked, BadSignature."""
+        mine = held.head.cursor
+        if version.number == mine.number + 1 and version.parent == mine.version:
+            return False
+        if version.number > mine.number + 1 and _is_ancestor(mine.version, mine.number, version, ancestry):
+            return False
+        if head.epoch == mine.epoch or recovery is None:
+            raise Forked(f"version {version.number} does not descend from version {mine.number} that runs here")
+        self._restarts(held, head, version, recovery)
+        return True
+
+    def _restarts(self, held: _Held, head: Head, version: Version, recovery: Recovery) -> None:
+        opened = self.trust.verify_version(recovery.version)
+        identity = Version.id_of(recovery.version.payload)
+        mine = held.head
+        if (opened.namespace, opened.environment, opened.kind) != (self.namespace, self.environment, "recover"):
+            raise Forked("the history was restarted without a recover version of this environment")
+        if not mine.epoch < opened.epoch <= head.epoch:
+            raise Forked("the recover version does not open a newer epoch")
+        if not mine.safe < opened.number <= mine.number:
+            raise Forked(
+                f"the recover version {opened.number} drops what was safe here (up to {mine.safe}), or nothing of ours"
+            )
+        if identity != head.version and not _is_ancestor(identity, opened.number, version, recovery.ancestry):
+            raise Forked("the recover version is not in the history of the head")
+
+    # --- 5: the content ---
+
+    def _content(self, frame: StateFrame, head: Head, *, restarted: bool) -> Candidate:
+        held = None if isinstance(frame, SnapshotFrame) else self._base(frame)
+        base = held.entries if held else {}
+        told = self._told(frame.changes, base)
+        inside_view = {name: entry.digest if entry else None for name, entry in told.items()}
+        neighbours = proof.from_text(frame.proof)
+        if hidden := [name for name in neighbours.entries if not name.endswith("/") and proof.covers(self.view, name)]:
+            raise BadProof(f"{hidden[0]} is in the view, and came without its text")
+        after = proof.advance(held.trie if held else None, self.view, inside_view, neighbours, unspell(head.root))
+        entries = delta.apply(base, told)
+        return Candidate(
+            held=_Held(head=head, signed_head=frame.head, signed_version=frame.version, trie=after, entries=entries),
+            changed=self._changed(told, entries, snapshot=held is None),
+            restarted=restarted,
+        )
+
+    def _base(self, frame: DeltaFrame | AdvanceFrame) -> _Held:
+        if self._held is None or frame.from_ != self._held.head.cursor:
+            raise BadProof("a delta from a version that is not held here")
+        return self._held
+
+    def _told(self, changes: Iterable[Changed], base: Mapping[str, Entry]) -> dict[str, Entry | None]:
+        told: dict[str, Entry | None] = {}
+        for each in changes:
+            if each.name in told or not any(inside(each.name, selector) for selector in self.view):
+                raise BadProof(f"{each.name} is told twice, or is outside the view")
+            told[each.name] = delta.from_wire(each, base.get(each.name))
+        return told
+
+    def _changed(self, told: Mapping[str, Entry | None], entries: Mapping[str, Entry], *, snapshot: bool) -> frozenset[str]:
+        before = self._held.entries if self._held else {}
+        names = told.keys() | before.keys() if snapshot else told.keys()
+        return frozenset(name for name in names if before.get(name) != entries.get(name))
+
+    # --- on disk ---
+
+    def stored(self) -> bytes:
+        """The state as a snapshot frame, complete with signatures and proof; what `load` reads is verified like any other."""
+        assert self._held, "nothing is held"
+        changes = tuple(delta.to_wire(name, None, entry) for name, entry in sorted(self._held.entries.items()))
+        return msgspec.json.encode(
+            SnapshotFrame(
+                subscription=0,
+                head=self._held.signed_head,
+                version=self._held.signed_version,
+                changes=changes,
+                proof=proof.to_text(proof.known(self._held.trie, self.view)),
+            )
+        )
+
+    @classmethod
+    def load(cls, stored: bytes, trust: Trust, namespace: str, environment: str, view: Iterable[str]) -> Replica:
+        """Raises Refused for what does not verify, msgspec.DecodeError for what cannot be read."""
+        replica = cls(trust, namespace, environment, view)
+        candidate = replica.consider(msgspec.json.decode(stored, type=SnapshotFrame), 0)
+        assert candidate, "nothing was held"
+        replica.adopt(candidate)
+        return replica
+
+
+def _texts(entries: Mapping[str, Entry]) -> dict[str, bytes]:
+    return {name: entry.document for name, entry in entries.items()}
+
+
+def _is_ancestor(identity: str, number: int, version: Version, path: tuple[str, ...] | None) -> bool:
+    if path is None:
+        return False
+    try:
+        siblings = [unspell(each) for each in path]
+    except ValueError:
+        return False
+    return history.verify(unspell(identity), number, version.number - 1, siblings, unspell(version.history))
+
+
+class Assembler:
+    """Joins the parts of one state frame. Parts come in order; anything else begins anew."""
+
+    def __init__(self, limit: int = 100_000) -> None:
+        self._parts: list[StateFrame] = []
+        self._limit = limit
+
+    def add(self, frame: StateFrame) -> StateFrame | None:
+        """The whole frame with its last part, None before. Raises BadProof for parts that do not follow each other."""
+        if frame.parts == 1:
+            self._parts.clear()
+            return frame
+        if frame.part != len(self._parts) + 1 or not self._continues(frame):
+            self._parts.clear()
+            if frame.part != 1:
+                raise BadProof("a part of a frame is missing")
+        self._parts.append(frame)
+        if sum(len(each.changes) for each in self._parts) > self._limit:
+            self._parts.clear()
+            raise BadProof("more configs than an environment may have")
+        if frame.part < frame.parts:
+            return None
+        changes = tuple(change for each in self._parts for change in each.changes)
+        self._parts.clear()
+        return msgspec.structs.replace(frame, changes=changes, part=1, parts=1)
+
+    def _continues(self, frame: StateFrame) -> bool:
+        if not self._parts:
+            return True
+        first = self._parts[0]
+        return type(first) is type(frame) and first.version == frame.version and first.parts == frame.parts
