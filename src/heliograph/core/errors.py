@@ -118,15 +118,17 @@ class Conflict(HeliographError):
 
 
 class StaleBase(Conflict):
-    """``head`` is the version id, ``number`` the version number that the environment is at now."""
+    """``head`` is the version id, ``number`` the version number that the environment is at now. ``more``: what has changed since the base, for the
+    problem document."""
 
     code = "stale-base"
     title = "The head has moved"
 
-    def __init__(self, detail: str = "", *, head: str, number: int) -> None:
+    def __init__(self, detail: str = "", *, head: str, number: int, more: dict[str, object] | None = None) -> None:
         super().__init__(detail)
         self.head = head
         self.number = number
+        self.more = more or {}
 
 
 class AlreadyExists(Conflict):
