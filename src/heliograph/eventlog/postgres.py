@@ -56,9 +56,10 @@ class PostgresReader:
 
     async def earliest(self) -> Marks:
         sql = f"select shard, min(position) - 1 as before from eventlog.{self._table} group by shard"
+        end = await self.end()  # first: a shard's first record, appended in between, must not be taken for its end
         with translating():
             rows = await self._pool.fetch(sql)
-        return await self.end() | {row["shard"]: row["before"] for row in rows}
+        return end | {row["shard"]: row["before"] for row in rows}
 
     async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
         wake = asyncio.Event()
