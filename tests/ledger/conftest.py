@@ -11,15 +11,14 @@ import pytest
 
 from heliograph.core.events import (
     FannedOut,
-    FromSync,
     NodeAlive,
     Received,
     Subscribed,
     Unsubscribed,
     VersionEvent,
+    shard_of,
 )
 from heliograph.core.frames import Fingerprint, State
-from heliograph.core.events import shard_of
 from heliograph.core.records import Cursor, Head, Signed, Version
 from heliograph.core.times import to_text
 from heliograph.eventlog.ports import NewRecord, Stream
@@ -33,7 +32,6 @@ from heliograph.services.ledger.postgres import Tables
 from heliograph.services.ledger.settings import LedgerSettings
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
-
 
 ZERO = "sha256:" + "0" * 64
 
@@ -256,13 +254,10 @@ class Stage:
     @asynccontextmanager
     async def leading(self):
         """A term whose log is taken in; its ticks are the test's."""
-        async with asyncio.timeout(60), self.leader().term() as term:
-            consuming = asyncio.create_task(term.consumer.run())
-            try:
-                yield term
-            finally:
-                consuming.cancel()
-                await asyncio.gather(consuming, return_exceptions=True)
+        async with asyncio.timeout(60), self.leader().term() as term, asyncio.TaskGroup() as tasks:
+            consuming = tasks.create_task(term.consumer.run())
+            yield term
+            consuming.cancel()
 
     async def receipts(self, *events) -> None:
         records = [NewRecord(shard_of(getattr(e, "instance", "") or e.node), "key", msgspec.json.encode(e)) for e in events]
@@ -302,6 +297,11 @@ class Stage:
 
     async def report(self, number: int):
         return await self.ledger.propagation(self.story.address, number)
+
+    def metric(self, name: str, suffix: str = "", **labels: str) -> float:
+        """A sample's value; 0 when there is none."""
+        samples = (sample for family in getattr(self.metrics, name).collect() for sample in family.samples)
+        return next((each.value for each in samples if each.name.endswith(suffix) and each.labels == labels), 0)
 
     async def rows(self, sql: str, *values):
         return await self.pool.fetch(sql, *values)

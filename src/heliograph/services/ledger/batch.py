@@ -48,7 +48,7 @@ class Batch:
     latest: dict[Slot, Received] = field(default_factory=dict)
     fan_outs: dict[tuple[Address, Point, str], FannedOut] = field(default_factory=dict)
     nodes: dict[str, NodeAlive] = field(default_factory=dict)
-    commits: dict[tuple[Address, Point], tuple[Commit, str | None]] = field(default_factory=dict)
+    commits: dict[str, tuple[Commit, str | None]] = field(default_factory=dict)
     heads: dict[Address, tuple[Head, str]] = field(default_factory=dict)
     unseen: list[Commit] = field(default_factory=list)
     poison: list[Poison] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Batch:
             return
         if isinstance(event, VersionEvent):
             commit = intake.commit_in(event, record.committed_at_us)
-            self.commits.setdefault((commit.address, commit.point), (commit, event.trace))
+            self.commits.setdefault(commit.version, (commit, event.trace))
         self._add_head(event)
 
     def _add_head(self, event: VersionEvent | HeadEvent) -> None:

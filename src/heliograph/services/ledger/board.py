@@ -41,11 +41,18 @@ class Instance:
     profile: Profile
     order: tuple[int, int]  # (incarnation, connected at) of its newest connection
     intervals: dict[tuple[str, int], Interval] = field(default_factory=dict)
-    runs: dict[int, Point] = field(default_factory=dict)
+    reached: dict[int, Point] = field(default_factory=dict)  # the latest version it has applied; never less, as that did happen
     awaiting: dict[Point, Propagation] = field(default_factory=dict)
 
     def subscribed_at(self, at_us: int) -> frozenset[int]:
         return frozenset(subscription for (_, subscription), each in self.intervals.items() if each.contains(at_us))
+
+    def reach(self, subscription: int, point: Point) -> bool:
+        """False when it had been there before."""
+        if point <= self.reached.get(subscription, Point(0, 0)):
+            return False
+        self.reached[subscription] = point
+        return True
 
     def live(self) -> Iterator[tuple[int, Interval]]:
         return ((subscription, each) for (_, subscription), each in self.intervals.items() if each.until_us is None)
@@ -131,7 +138,8 @@ class Board:
         instance = self._environment(address).instances.setdefault(name, Instance(profile, order))
         instance.order, instance.profile = order, profile
         instance.intervals[slot] = interval
-        _set_runs(instance, slot[1], runs)
+        if runs:
+            instance.reach(slot[1], runs)
 
     # --- what happened ---
 
@@ -161,7 +169,8 @@ class Board:
         others = [each for (connection, _), each in instance.intervals.items() if connection != event.connection]
         if order >= instance.order:
             instance.order, instance.profile = order, profile_from(event.region, event.fingerprint)
-            _set_runs(instance, event.subscription, Point(event.have.epoch, event.have.number) if event.have else None)
+            if event.have:
+                instance.reach(event.subscription, Point(event.have.epoch, event.have.number))
             for other in others:
                 other.until_us = event.at_us if other.until_us is None else min(other.until_us, event.at_us)
         else:
@@ -258,9 +267,8 @@ class Board:
         return None if live and not known else known
 
     def _advance(self, name: str, instance: Instance, subscription: int, point: Point) -> None:
-        if point <= instance.runs.get(subscription, Point(0, 0)):
+        if not instance.reach(subscription, point):
             return
-        instance.runs[subscription] = point
         for earlier in [each for awaited, each in instance.awaiting.items() if awaited < point]:
             self._assess(earlier, name, instance)
 
@@ -283,7 +291,7 @@ class Board:
 
     def _assess(self, propagation: Propagation, name: str, instance: Instance) -> None:
         before = propagation.participants[name].status
-        status = propagation.assess(name, self._present(instance), instance.runs)
+        status = propagation.assess(name, self._present(instance), instance.reached)
         if status in AWAITED:
             instance.awaiting[propagation.commit.point] = propagation
         else:
@@ -304,14 +312,6 @@ class Board:
 def profile_from(region: str, fingerprint: Fingerprint) -> Profile:
     labels = sorted(f"{key}={value}" for key, value in fingerprint.labels.items())[:MAX_LABELS]
     return Profile(region, fingerprint.sdk_version, tuple(labels))
-
-
-def _set_runs(instance: Instance, subscription: int, runs: Point | None) -> None:
-    """What it says to have is what it runs: less than before when it lost its disk."""
-    if runs is None:
-        instance.runs.pop(subscription, None)
-    else:
-        instance.runs[subscription] = runs
 
 
 def _seconds(propagation: Propagation, at_us: int) -> float:

@@ -99,7 +99,8 @@ class Consumer:
 
     async def _start(self, stream: Stream, identity: str, earliest: Marks) -> Marks:
         """The stored marks, or the earliest of a log that was never read or is another one now: effects may be repeated."""
-        stored = await self._writer.progress(stream)
+        async with self._writer.transaction():
+            stored = await self._writer.progress(stream)
         if stored is None or stored.identity != identity:
             log.info("log_read_from_earliest", stream=str(stream), known=stored is not None)
             stored = Progress(identity, {})

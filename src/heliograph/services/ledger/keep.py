@@ -58,10 +58,10 @@ class Keeper:
 
     async def run(self) -> None:
         """Until cancelled. Raises Unavailable when the writer's connection is gone."""
-        await self._retain()
+        await self.retain()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._every(RETAIN_EVERY_S, self._retain), name="ledger retention")
-            tasks.create_task(self._every(SWEEP_EVERY_S, self._sweep), name="ledger sweep")
+            tasks.create_task(self._every(RETAIN_EVERY_S, self.retain), name="ledger retention")
+            tasks.create_task(self._every(SWEEP_EVERY_S, self.sweep), name="ledger sweep")
             tasks.create_task(self._every(DRIFT_EVERY_S, self._count_drift), name="ledger drift")
             tasks.create_task(self._tick_for_ever(), name="ledger ticks")
 
@@ -97,7 +97,7 @@ class Keeper:
                 await self._writer.lose_nodes(silent, self._ledger.horizon_us)
             self._ledger.nodes_lost(silent)
 
-    async def _sweep(self) -> None:
+    async def sweep(self) -> None:
         """Instances of long lost nodes have gone; what ended long ago leaves the memory."""
         horizon_us = self._ledger.horizon_us
         async with self._writer.transaction():
@@ -111,12 +111,13 @@ class Keeper:
         horizon_us, settings = self._ledger.horizon_us, self._settings
         for propagations in self._ledger.board.open_by_environment():
             for newer, propagation in enumerate(reversed(propagations)):
-                age_us = horizon_us - propagation.commit.committed_at_us
-                if age_us >= _us(settings.propagation_deadline_s):
+                committed_at_us = propagation.commit.committed_at_us
+                quiet_us = horizon_us - max(committed_at_us, propagation.changed_at_us)
+                if horizon_us - committed_at_us >= _us(settings.propagation_deadline_s):
                     yield propagation, "deadline"
                 elif newer >= settings.propagation_max_open:
                     yield propagation, "overtaken"
-                elif propagation.complete and horizon_us - propagation.changed_at_us >= _us(settings.propagation_settle_s):
+                elif propagation.complete and quiet_us >= _us(settings.propagation_settle_s):
                     yield propagation, "complete"
 
     async def _close(self, due: list[tuple[Propagation, str]]) -> None:
@@ -155,7 +156,7 @@ class Keeper:
             await self._tables.count_behind(self._now_us() - _us(self._settings.drift_grace_s))
         )
 
-    async def _retain(self) -> None:
+    async def retain(self) -> None:
         settings = self._settings
         async with self._writer.transaction():
             await self._writer.prepare_days(DAYS_AHEAD)

@@ -105,14 +105,14 @@ class Propagation:
             known.subscriptions = subscriptions
             known.profile = profile
 
-    def assess(self, instance: str, present: frozenset[int] | None, runs: dict[int, Point]) -> Status:
+    def assess(self, instance: str, present: frozenset[int] | None, reached: dict[int, Point]) -> Status:
         """Settles where a participant stands; returns it.
 
-        ``present``: its live subscriptions now, None when its node is lost and nobody knows. ``runs``: the latest version that
-        each of its subscriptions has applied.
+        ``present``: its live subscriptions now, None when its node is lost and nobody knows. ``reached``: the latest
+        version that each of its subscriptions has applied.
         """
         who = self.participants[instance]
-        status = self._status(instance, who, present, runs)
+        status = self._status(instance, who, present, reached)
         self.counts[who.status] -= 1
         self.counts[status] += 1
         who.status = status
@@ -182,11 +182,11 @@ class Propagation:
         if gone := self.participants.pop(instance, None):
             self.counts[gone.status] -= 1
 
-    def _status(self, instance: str, who: Participant, present: frozenset[int] | None, runs: dict[int, Point]) -> Status:
+    def _status(self, instance: str, who: Participant, present: frozenset[int] | None, reached: dict[int, Point]) -> Status:
         # an instance that came back with other subscriptions answers on those
         needed = (who.subscriptions & present or present or who.subscriptions) if present else who.subscriptions
         answers = self.answers.get(instance, {})
-        found = {self._said(answers.get(subscription), runs.get(subscription)) for subscription in needed}
+        found = {self._said(answers.get(subscription), reached.get(subscription)) for subscription in needed}
         if Status.REJECTED in found:
             return Status.REJECTED
         if Status.MISSING in found:
@@ -196,11 +196,11 @@ class Propagation:
             return Status.APPLIED
         return Status.SUPERSEDED if Status.SUPERSEDED in found else Status.UNAFFECTED
 
-    def _said(self, answer: Answer | None, runs: Point | None) -> Status:
+    def _said(self, answer: Answer | None, reached: Point | None) -> Status:
         """``superseded`` counts only once the later version really runs."""
         if answer is not None and answer.state != "superseded":
             return Status(answer.state)
-        return Status.SUPERSEDED if runs is not None and runs > self.commit.point else Status.MISSING
+        return Status.SUPERSEDED if reached is not None and reached > self.commit.point else Status.MISSING
 
     def _applied_ms(self, who: Participant) -> float:
         return milliseconds(self.commit.received_at_us, who.applied_at_us)
@@ -230,10 +230,9 @@ class Propagation:
         return Group(len(members), counts[Status.APPLIED], counts[Status.REJECTED], counts[Status.MISSING], times)
 
     def _rejections(self) -> Iterator[Rejection]:
-        for name, who in self.participants.items():
-            if who.status is Status.REJECTED:
-                answer = next(answer for answer in self.answers[name].values() if answer.state == "rejected")
-                yield Rejection(name, answer.reason or "")
+        for name in sorted(name for name, who in self.participants.items() if who.status is Status.REJECTED):
+            answer = next(answer for _, answer in sorted(self.answers[name].items()) if answer.state == "rejected")
+            yield Rejection(name, answer.reason or "")
 
 
 def _largest(groups: dict[str, list[Participant]]) -> list[tuple[str, list[Participant]]]:

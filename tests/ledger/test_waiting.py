@@ -1,0 +1,157 @@
+"""Held requests: they end the moment they can, say what is, and never hang."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from heliograph.core.errors import NotFound, Overloaded
+from heliograph.services.ledger.waiting import MAX_WAITERS, WaitingRoom
+
+LONG = 30.0
+
+
+@asynccontextmanager
+async def ticking(stage):
+    """As in production: the keeper looks at once when somebody waits."""
+    async with stage.leading() as term, asyncio.TaskGroup() as tasks:
+        keeping = tasks.create_task(term.keeper.run())
+        yield term
+        keeping.cancel()
+
+
+async def waiting(stage, tasks, number, share):
+    """A request that is certainly being held."""
+    before = stage.metric("propagation_waiters")
+    task = tasks.create_task(stage.ledger.wait(stage.story.address, number, share, LONG))
+    while stage.metric("propagation_waiters") == before:
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_it_ends_with_the_receipt_that_reaches_the_share(stage, story, counts):
+    async with ticking(stage) as term, asyncio.TaskGroup() as tasks:
+        await stage.receipts(*(story.subscribed(f"i{n}", -1) for n in range(4)))
+        v = await stage.commit(story.version(received=0), at=2)
+        await stage.caught_up(term)
+        half, most = await waiting(stage, tasks, 1, 0.5), await waiting(stage, tasks, 1, 0.75)
+        await stage.receipts(story.answer("i0", v, "applied", 10), story.answer("i1", v, "unaffected", 11))
+        assert counts(await half) == {"applied": 1, "unaffected": 1, "missing": 2}
+        assert not most.done()
+        await stage.receipts(story.answer("i2", v, "applied", 20))
+        assert (await most).share == 0.75
+
+
+async def test_rejections_that_make_the_share_impossible_end_it_early(stage, story, counts):
+    async with ticking(stage), asyncio.TaskGroup() as tasks:
+        await stage.receipts(*(story.subscribed(f"i{n}", -1) for n in range(4)))
+        v = await stage.commit(story.version(received=0), at=2)
+        task = await waiting(stage, tasks, 1, 0.75)
+        await stage.receipts(
+            story.answer("i0", v, "rejected", 10, reason="a"), story.answer("i1", v, "rejected", 10, reason="b")
+        )
+        report = await task
+    assert counts(report) == {"rejected": 2, "missing": 2}
+    assert [each.reason for each in report.rejections] == ["a", "b"]
+
+
+async def test_nobody_there_is_said_at_once(stage, story):
+    async with ticking(stage):
+        await stage.commit(story.version(received=0), at=2)
+        stage.clock.set(5)
+        report = await stage.ledger.wait(story.address, 1, 1.0, LONG)
+    assert (report.instances, report.share, report.state) == (0, 1.0, "open")
+
+
+async def test_nobody_there_is_not_said_before_the_log_was_read_up_to_the_commit(stage, story):
+    async with stage.leading() as term, asyncio.TaskGroup() as tasks:
+        v = await stage.commit(story.version(received=0), at=2)
+        await stage.caught_up(term)
+        task = await waiting(stage, tasks, 1, 1.0)
+        assert stage.ledger.hurry.is_set()
+        await term.keeper.tick()  # the clock says 0 ms: the log may still get what happened before 2 ms
+        assert not task.done()
+        await stage.receipts(story.subscribed("a", 1))
+        stage.clock.set(3)
+        await term.keeper.tick()
+        await asyncio.sleep(0)
+        assert not task.done()
+        await stage.receipts(story.answer("a", v, "applied", 10))
+        assert (await task).applied == 1
+
+
+async def test_a_version_that_is_not_known_yet_is_waited_for(stage, story):
+    async with ticking(stage) as term, asyncio.TaskGroup() as tasks:
+        await stage.receipts(story.subscribed("a", -1))
+        v = story.version(received=0)
+        task = await waiting(stage, tasks, 1, 1.0)
+        await stage.receipts(story.answer("a", v, "applied", 10))
+        await stage.caught_up(term)
+        assert not task.done()
+        await stage.commit(v, at=2)
+        assert (await task).applied == 1
+
+
+async def test_when_the_time_is_over_the_story_so_far_is_told(stage, story):
+    async with stage.leading() as term:
+        await stage.receipts(story.subscribed("a", -1))
+        await stage.commit(story.version(received=0), at=2)
+        await stage.caught_up(term)
+        report = await stage.ledger.wait(story.address, 1, 1.0, 0.01)
+        assert (report.state, report.missing, report.share) == ("open", 1, 0.0)
+        with pytest.raises(NotFound):
+            await stage.ledger.wait(story.address, 2, 1.0, 0.01)
+    assert stage.metric("propagation_waiters") == 0
+
+
+async def test_a_closed_propagation_answers_from_the_tables(stage, story):
+    async with stage.leading() as term:
+        await stage.commit(story.version(received=0), at=2)
+        stage.clock.set(5)
+        await stage.caught_up(term)
+        await term.keeper.tick()
+        report = await stage.ledger.wait(story.address, 1, 1.0, LONG)
+    assert (report.state, report.outcome) == ("closed", "complete")
+
+
+async def test_closing_ends_every_wait(stage, story):
+    async with stage.leading() as term, asyncio.TaskGroup() as tasks:
+        await stage.receipts(story.subscribed("a", -1))
+        await stage.commit(story.version(received=0), at=2)
+        task = await waiting(stage, tasks, 1, 1.0)
+        await stage.caught_up(term)
+        stage.clock.set(70_000)
+        await term.keeper.tick()
+        report = await task
+    assert (report.outcome, report.missing) == ("deadline", 1)
+
+
+async def test_a_wait_survives_the_change_of_terms(stage, story):
+    async with asyncio.TaskGroup() as tasks:
+        v = story.version(received=0)
+        async with stage.leading() as term:
+            await stage.receipts(story.subscribed("a", -1))
+            await stage.commit(v, at=2)
+            await stage.caught_up(term)
+            task = await waiting(stage, tasks, 1, 1.0)
+        await stage.receipts(story.answer("a", v, "applied", 10))
+        async with stage.leading():
+            assert (await task).applied == 1
+
+
+def test_the_room_is_bounded():
+    async def fill() -> None:
+        room = WaitingRoom()
+        held = [room.enter((("shop", "production"), n), 1.0) for n in range(MAX_WAITERS)]
+        for each in held:
+            each.__enter__()
+        with pytest.raises(Overloaded), room.enter((("shop", "production"), 1), 1.0):
+            pass
+        for each in held:
+            each.__exit__(None, None, None)
+        assert len(room) == 0
+        assert room.wanted() == []
+
+    asyncio.run(fill())
