@@ -71,7 +71,11 @@ class Branch:
         bitmap = sum(1 << slot for slot in self.children).to_bytes(max(1, FANOUT // 8), "big")
         return b"\x01" + bitmap + b"".join(self.children[slot].digest for slot in sorted(self.children))
 
-    digest = Bucket.digest
+    @property
+    def digest(self) -> bytes:
+        if self._digest is None:
+            self._digest = raw_digest("node", self.encode())
+        return self._digest
 
 
 Node = Bucket | Branch | Stub

@@ -1,0 +1,160 @@
+"""The wiring of one sync node.
+
+Start: HTTP (alive, not ready), log and registry, content of every environment, stream, ready. Stop: not ready, listener closed, clients asked
+to go elsewhere, last receipts appended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import secrets
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from heliograph.access.introspect import Introspector
+from heliograph.core.errors import HeliographError
+from heliograph.eventlog import dead_letters
+from heliograph.eventlog.open import open_log
+from heliograph.eventlog.ports import Log, Record
+from heliograph.eventlog.ports import Stream as LogStream
+from heliograph.runtime.http import make_app, serve_http
+from heliograph.runtime.postgres import Pool, open_pool
+from heliograph.services.sync.api import make_router
+from heliograph.services.sync.follow import Follower
+from heliograph.services.sync.hub import Hub
+from heliograph.services.sync.receipts import Outbox
+from heliograph.services.sync.registry import Registry
+from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.stream import Stream
+from heliograph.telemetry import loop_lag
+from heliograph.telemetry.health import Readiness
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+MAX_DRAIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Everything one node is made of."""
+
+    settings: SyncSettings
+    metrics: Metrics
+    readiness: Readiness
+    events: Log
+    letters: Pool | None
+    registry: Registry
+    introspector: Introspector
+    outbox: Outbox
+    hub: Hub
+    stream: Stream
+    follower: Follower
+
+    async def close(self) -> None:
+        await self.stream.close()
+        await self.introspector.close()
+        await self.registry.close()
+        await self.events.close()
+        if self.letters:
+            await self.letters.close()
+
+
+async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
+    """Opens everything, sets `ready` when it can serve, returns after a drain once `stop` is set, raises when it cannot go on."""
+    node = await _open(settings)
+    app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
+    app.include_router(make_router(node.hub, node.outbox, node.introspector))
+    http_stop = asyncio.Event()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(
+                serve_http(app, settings.listen_host, settings.sync_http_port, stop=http_stop, drain_s=settings.drain_s)
+            )
+            await _work_until(node, ready, stop)
+            http_stop.set()
+    finally:
+        await node.close()
+
+
+async def _open(settings: SyncSettings) -> Node:
+    token = await asyncio.to_thread(settings.service_token_text)
+    database_url = settings.database_url.get_secret_value()
+    metrics = Metrics()
+    events = await open_log(settings, "heliograph sync", database_url=database_url)
+    letters = await open_pool(database_url, "heliograph sync dead letters", size=1) if database_url else None
+    registry = Registry(settings.registry_url, token)
+    introspector = Introspector(settings.registry_url, token)
+    outbox = Outbox(events.appender(LogStream.RECEIPTS), metrics)
+    hub = Hub(f"{settings.node}-{secrets.token_hex(4)}", settings, outbox, metrics)
+
+    def revoked(tokens: tuple[str, ...]) -> None:
+        introspector.forget(tokens)
+        hub.revoked(tokens)
+
+    reader = events.reader(LogStream.VERSIONS)
+    set_aside = partial(_set_aside, letters, metrics)
+    return Node(
+        settings=settings,
+        metrics=metrics,
+        readiness=Readiness("content", "stream"),
+        events=events,
+        letters=letters,
+        registry=registry,
+        introspector=introspector,
+        outbox=outbox,
+        hub=hub,
+        stream=Stream(hub, introspector, settings),
+        follower=Follower(reader, registry, hub, settings, metrics, set_aside=set_aside, revoked=revoked),
+    )
+
+
+async def _set_aside(letters: Pool | None, metrics: Metrics, record: Record, reason: str, attempts: int) -> None:
+    metrics.dead_letters.labels(str(record.stream)).inc()
+    try:
+        if letters is not None:
+            await dead_letters.set_aside(letters, record, consumer="sync", reason=reason, attempts=attempts)
+            return
+        log.error("dead_letter_without_a_table", position=record.position, shard=record.shard, reason=reason)
+    except HeliographError as error:
+        log.error("dead_letter_not_stored", error=error.code, position=record.position, shard=record.shard)
+
+
+async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event) -> None:
+    loading = asyncio.create_task(node.follower.load())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not loading.done():  # told to stop while it still loads
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        return
+    stopping.cancel()
+    marks = loading.result()
+    node.readiness.met("content")
+    gc.collect()
+    gc.freeze()  # what was loaded stays; later collections need not walk it
+    server = await node.stream.serve(node.settings.listen_host, node.settings.sync_port)
+    node.readiness.met("stream")
+    ready.set()
+    log.info("sync_ready", node=node.hub.node, environments=sum(1 for _ in node.hub.environments()))
+    try:
+        async with asyncio.TaskGroup() as group:
+            long_lived = (
+                node.follower.run(marks),
+                node.hub.run(),
+                node.outbox.run(),
+                node.stream.recheck(),
+                loop_lag.run(node.metrics, stop),
+            )
+            tasks = [group.create_task(each) for each in long_lived]
+            await stop.wait()
+            node.readiness.unmet("drain", "stopping")
+            server.close()
+            await node.hub.drain(min(node.settings.drain_s, MAX_DRAIN_S))
+            for task in tasks:
+                task.cancel()
+    finally:
+        await node.outbox.flush(node.settings.drain_s)

@@ -1,0 +1,224 @@
+"""Follows the log: what the registry commits becomes what this node serves.
+
+Start: note the end of the log, load every environment from the registry, then consume from there. Per environment, version last + 1 is applied,
+what is there already is dropped, and on a gap (or anything that does not add up) the environment is read from the registry again. An environment
+that cannot be brought forward is quarantined: its event goes to the dead letters, it is tried again with backoff, and all others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from heliograph.core.delta import Entry, read_leaf
+from heliograph.core.errors import Corrupt, HeliographError, NotFound, Unavailable
+from heliograph.core.events import ChangedConfig, FromRegistry, HeadEvent, RevokedEvent, VersionEvent, shard_of
+from heliograph.core.records import Head
+from heliograph.eventlog.ports import Gap, Marks, Reader, Record
+from heliograph.runtime.clock import now_us
+from heliograph.runtime.retry import attempts, until_available
+from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.hub import Hub
+from heliograph.services.sync.registry import Registry
+from heliograph.services.sync.settings import SyncSettings
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+LOADS_AT_ONCE: Final = 4
+RELOADS_BEFORE_DEAD_LETTER: Final = 3
+_decode = msgspec.json.Decoder(FromRegistry).decode
+SetAside = Callable[[Record, str, int], Awaitable[None]]
+Revoked = Callable[[tuple[str, ...]], None]
+
+
+class Follower:
+    def __init__(
+        self,
+        reader: Reader,
+        registry: Registry,
+        hub: Hub,
+        settings: SyncSettings,
+        metrics: Metrics,
+        *,
+        set_aside: SetAside,
+        revoked: Revoked,
+    ) -> None:
+        self._reader = reader
+        self._registry = registry
+        self._hub = hub
+        self._settings = settings
+        self._metrics = metrics
+        self._set_aside = set_aside
+        self._revoked = revoked
+        self._mending: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def load(self) -> Marks:
+        """Everything there is; the marks to follow from. Waits for a registry and a log that are away."""
+        marks = await until_available(self._reader.end)
+        await until_available(self._load_all)
+        return marks
+
+    async def run(self, marks: Marks) -> None:
+        """Until cancelled."""
+        try:
+            async for batch in self._reader.read(marks):
+                read_us = now_us()
+                for item in batch:
+                    if isinstance(item, Gap):
+                        self._metrics.log_gaps.labels("versions").inc()
+                        self._mend_shard(item.shard)
+                    else:
+                        await self._take(item, read_us)
+                self._metrics.log_records_read.labels("versions").inc(len(batch))
+        finally:
+            for task in self._mending.values():
+                task.cancel()
+            await asyncio.gather(*self._mending.values(), return_exceptions=True)
+
+    # --- records ---
+
+    async def _take(self, record: Record, read_us: int) -> None:
+        try:
+            event = _decode(record.body)
+        except msgspec.DecodeError:
+            await self._set_aside(record, "the event cannot be read", 1)
+            return
+        match event:
+            case RevokedEvent(tokens=tokens):
+                self._revoked(tokens)
+            case HeadEvent():
+                self._renew(event)
+            case VersionEvent():
+                await self._advance(record, event, read_us)
+
+    def _renew(self, event: HeadEvent) -> None:
+        room = self._hub.room(event.namespace, event.environment)
+        if room is None or Head.read(event.head.payload).number > room.environment.cursor.number:
+            self._mend(event.namespace, event.environment, None)
+        elif room.environment.renew(event.head):
+            self._hub.renewed(room.environment)
+
+    async def _advance(self, record: Record, event: VersionEvent, read_us: int) -> None:
+        room = self._hub.room(event.namespace, event.environment)
+        if room is None:
+            self._mend(event.namespace, event.environment, record)
+            return
+        environment = room.environment
+        if (event.epoch, event.number) <= (environment.cursor.epoch, environment.cursor.number):
+            return
+        if (
+            event.number != environment.cursor.number + 1
+            or event.partial
+            or (event.namespace, event.environment) in self._mending
+        ):
+            self._mend(event.namespace, event.environment, record)
+            return
+        try:
+            await self._commit(environment, event)
+        except (HeliographError, msgspec.DecodeError, KeyError, ValueError) as error:
+            log.warning(
+                "event_does_not_fit", namespace=event.namespace, environment=event.environment, error=type(error).__name__
+            )
+            self._mend(event.namespace, event.environment, record)
+            return
+        self._hub.moved(environment, read_us)
+
+    async def _commit(self, environment: Environment, event: VersionEvent) -> None:
+        changes = {each.name: await self._entry(event.namespace, each) for each in event.changes}
+        environment.commit(event.head, event.version, changes, answer=event.answer, trace=event.trace)
+
+    async def _entry(self, namespace: str, change: ChangedConfig) -> Entry | None:
+        if change.leaf is None:
+            return None
+        document = change.document
+        if document is None:
+            wanted = read_leaf(change.leaf).document
+            return Entry(change.leaf, await self._registry.document(namespace, wanted))
+        return Entry(change.leaf, document.encode())
+
+    # --- mending ---
+
+    def _mend_shard(self, shard: int) -> None:
+        """Records of this shard are missing: read all its environments again, and look for new ones."""
+        for environment in list(self._hub.environments()):
+            if shard_of(environment.namespace, environment.environment) == shard:
+                self._mend(environment.namespace, environment.environment, None)
+        self._start(("", ""), self._find_new(shard))
+
+    def _mend(self, namespace: str, environment: str, record: Record | None) -> None:
+        self._start((namespace, environment), self._reload_until_right(namespace, environment, record))
+
+    def _start(self, key: tuple[str, str], work: Awaitable[None]) -> None:
+        if key in self._mending:
+            work.close()  # type: ignore[attr-defined]  # one at a time; it reads the newest there is
+            return
+        task = asyncio.ensure_future(work)
+        self._mending[key] = task
+        task.add_done_callback(lambda _: self._mending.pop(key, None))
+
+    async def _reload_until_right(self, namespace: str, name: str, record: Record | None) -> None:
+        async for attempt in attempts():
+            try:
+                await self._load(namespace, name)
+            except NotFound:
+                return
+            except Unavailable:
+                continue
+            except (Corrupt, HeliographError, msgspec.DecodeError) as error:
+                log.error("environment_quarantined", namespace=namespace, environment=name, error=type(error).__name__)
+                if record is not None and attempt + 1 == RELOADS_BEFORE_DEAD_LETTER:
+                    await self._set_aside(
+                        record, f"{namespace}/{name} cannot be brought forward: {type(error).__name__}", attempt + 1
+                    )
+                continue
+            if not self._behind(namespace, name, record):
+                return
+
+    def _behind(self, namespace: str, name: str, record: Record | None) -> bool:
+        """Whether the registry's answer was older than the event that asked for it."""
+        room = self._hub.room(namespace, name)
+        if record is None or room is None:
+            return False
+        event = _decode(record.body)
+        return isinstance(event, VersionEvent) and room.environment.cursor.number < event.number
+
+    async def _find_new(self, shard: int) -> None:
+        async for each in self._registry.heads():
+            known = self._hub.room(each.namespace, each.environment)
+            if known is None and shard_of(each.namespace, each.environment) == shard:
+                await self._load(each.namespace, each.environment)
+
+    async def _load_all(self) -> None:
+        gate = asyncio.Semaphore(LOADS_AT_ONCE)
+
+        async def load(namespace: str, environment: str) -> None:
+            async with gate:
+                await self._load(namespace, environment)
+
+        heads = [each async for each in self._registry.heads()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for each in heads:
+                    group.create_task(load(each.namespace, each.environment))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _load(self, namespace: str, name: str) -> None:
+        state = await self._registry.state(namespace, name)
+        room = self._hub.room(namespace, name)
+        if room is None:
+            environment = Environment(
+                namespace, name, past_versions=self._settings.past_versions, frame_cache_bytes=self._settings.frame_cache_bytes
+            )
+            environment.replace(state.head, state.version, state.entries, state.ids)
+            self._hub.add_environment(environment)
+            return
+        head = Head.read(state.head.payload)
+        if (head.epoch, head.number) > (room.environment.cursor.epoch, room.environment.cursor.number):
+            room.environment.replace(state.head, state.version, state.entries, state.ids)
+            self._hub.moved(room.environment, now_us())

@@ -1,0 +1,483 @@
+"""Who is connected, and how a version reaches them.
+
+Subscriptions with equal view and id form a group and share frames. The fan-out walks groups in slices, yielding to the loop in between, so that
+receipts and new connections are served meanwhile; when the head moves on during a walk, those not yet reached are brought straight to the newest.
+
+A connection whose socket is full leaves the walk. When it drains, it gets one frame from where it was to the head. If it does not drain in time,
+it is closed: slow clients cost themselves, not others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from random import random
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from heliograph.core import frames
+from heliograph.core.errors import NotFound, Overloaded
+from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.names import View
+from heliograph.core.records import Cursor
+from heliograph.runtime import problems
+from heliograph.runtime.clock import now_us
+from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.receipts import Outbox
+from heliograph.services.sync.session import Answered, Close, Effect, Opened, Renewed, Reset, Send, Session, Subscriber
+from heliograph.services.sync.settings import SyncSettings
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+SLICE: Final = 500
+ALIVE_S: Final = 2.0
+TICK_S: Final = 0.5
+MAX_OWNERS: Final = 200_000
+_encode = msgspec.json.Encoder().encode
+Group = tuple[View, int]
+
+
+class Pipe(Protocol):
+    """A connection's way out. `send` never waits; a full one says so through `Hub.paused`."""
+
+    def send(self, data: bytes) -> None: ...
+
+    def close(self, code: int, reason: str) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    session: Session
+    pipe: Pipe
+    paused_us: int = 0
+    unacknowledged: int = -1
+    acknowledged: int = -1
+    ack_due: bool = False
+
+
+@dataclass(slots=True)
+class Room:
+    """An environment with those who follow it."""
+
+    environment: Environment
+    groups: dict[Group, dict[Subscriber, Connection]] = field(default_factory=dict)
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    logged_us: int = 0
+    fanning: asyncio.Task[None] | None = None
+
+
+class Hub:
+    """Belongs to one event loop. Implements `History` for its sessions."""
+
+    def __init__(self, node: str, settings: SyncSettings, outbox: Outbox, metrics: Metrics) -> None:
+        self.node = node
+        self._settings = settings
+        self._outbox = outbox
+        self._metrics = metrics
+        self._rooms: dict[tuple[str, str], Room] = {}
+        self._connections: dict[Session, Connection] = {}
+        self._instances: dict[str, Connection] = {}
+        self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+
+    # --- environments ---
+
+    def room(self, namespace: str, environment: str) -> Room | None:
+        return self._rooms.get((namespace, environment))
+
+    def environment(self, namespace: str, environment: str) -> Environment:
+        if (room := self.room(namespace, environment)) is None:
+            raise NotFound(f"there is no environment {namespace}/{environment}")
+        return room.environment
+
+    def environments(self) -> Iterable[Environment]:
+        return (room.environment for room in self._rooms.values())
+
+    def add_environment(self, environment: Environment) -> None:
+        self._rooms[environment.namespace, environment.environment] = Room(environment)
+
+    def moved(self, environment: Environment, logged_us: int) -> None:
+        """The head is another one: send it to everybody, in the background."""
+        room = self._rooms[environment.namespace, environment.environment]
+        room.logged_us = logged_us
+        room.moved.set()
+        if room.fanning is None or room.fanning.done():
+            room.fanning = self._spawn(self._fan_out(room))
+
+    def renewed(self, environment: Environment) -> None:
+        """The head was signed again: spread it over a minute."""
+        self._spawn(self._spread_head(self._rooms[environment.namespace, environment.environment]))
+
+    def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool:
+        room = self.room(namespace, environment)
+        return room is not None and room.environment.knows(cursor)
+
+    def view_digest(self, subscriber: Subscriber) -> str:
+        """Empty while the subscriber is not at the head: nothing can be compared then."""
+        room = self.room(subscriber.namespace, subscriber.environment)
+        if room is None or subscriber.cursor != room.environment.cursor:
+            return ""
+        return room.environment.view_digest(subscriber.view)
+
+    # --- connections ---
+
+    def connect(self, session: Session, pipe: Pipe) -> Connection:
+        connection = Connection(session, pipe)
+        self._connections[session] = connection
+        self._metrics.connections.set(len(self._connections))
+        return connection
+
+    def disconnect(self, connection: Connection, reason: str) -> None:
+        session = connection.session
+        if self._connections.pop(session, None) is None:
+            return
+        self._metrics.connections.set(len(self._connections))
+        if self._instances.get(session.instance) is connection:
+            del self._instances[session.instance]
+        for subscriber in session.subscribers.values():
+            self._leave(subscriber)
+            self._report_left(subscriber, reason)
+
+    def close(self, connection: Connection, code: int, reason: str) -> None:
+        self._metrics.connections_closed.labels(str(code)).inc()
+        connection.pipe.close(code, reason)
+        self.disconnect(connection, reason)
+
+    def take(self, connection: Connection, text: bytes) -> None:
+        """A text message has come."""
+        for effect in connection.session.take(text, now_us()):
+            if connection.session not in self._connections:
+                return
+            self._do(connection, effect)
+
+    def paused(self, connection: Connection) -> None:
+        connection.paused_us = now_us()
+        self._metrics.slow_consumers_entered.inc()
+
+    def resumed(self, connection: Connection) -> None:
+        connection.paused_us = 0
+        for subscriber in connection.session.subscribers.values():
+            self._catch_up(connection, subscriber)
+
+    def revoked(self, tokens: Iterable[str]) -> None:
+        gone = set(tokens)
+        for connection in list(self._connections.values()):
+            if connection.session.principal.id in gone:
+                self.close(connection, problems.REVOKED, "the token was revoked")
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    # --- effects ---
+
+    def _do(self, connection: Connection, effect: Effect) -> None:
+        match effect:
+            case Send(frame):
+                connection.pipe.send(_encode(frame))
+            case Close(code, reason):
+                self.close(connection, code, reason)
+            case Answered(receipt, seq):
+                self._store(connection, receipt, seq)
+            case Reset(subscriber, have, cause):
+                self._reset(connection, subscriber, have, cause)
+            case Opened(hello, subscribers):
+                self._open(connection, hello, subscribers)
+            case Renewed():
+                pass  # tokens are checked again by their id every half minute; see `Stream.recheck`
+
+    def _open(self, connection: Connection, hello: frames.Hello, subscribers: tuple[Subscriber, ...]) -> None:
+        if not self._owns(connection, hello):
+            return
+        if missing := [each for each in subscribers if self.room(each.namespace, each.environment) is None]:
+            raise_ = NotFound(f"there is no environment {missing[0].namespace}/{missing[0].environment}")
+            connection.pipe.send(_encode(frames.ErrorFrame(code=raise_.code, detail=raise_.detail, subscription=missing[0].id)))
+        connection.pipe.send(_encode(self._welcome(connection.session)))
+        for subscriber in subscribers:
+            if room := self.room(subscriber.namespace, subscriber.environment):
+                room.groups.setdefault((subscriber.view, subscriber.id), {})[subscriber] = connection
+                self._report_joined(subscriber, hello)
+                self._catch_up(connection, subscriber, first=True)
+        self._count()
+
+    def may_speak_for(self, instance: str, token: str, incarnation: int) -> bool:
+        """An instance id belongs to the first token that used it here, and to the newest incarnation of it."""
+        owner, newest = self._owners.get(instance, (token, -1))
+        if owner != token or incarnation < newest:
+            return False
+        self._owners[instance] = (owner, incarnation)
+        self._owners.move_to_end(instance)
+        while len(self._owners) > MAX_OWNERS:
+            self._owners.popitem(last=False)
+        return True
+
+    def _owns(self, connection: Connection, hello: frames.Hello) -> bool:
+        _, newest = self._owners.get(hello.instance, ("", -1))
+        if not self.may_speak_for(hello.instance, connection.session.principal.id, hello.incarnation):
+            self.close(connection, problems.SUPERSEDED, "the instance id is in use")
+            return False
+        if older := self._instances.get(hello.instance):
+            self.close(older, problems.SUPERSEDED if hello.incarnation > newest else problems.UNAVAILABLE, "connected again")
+        self._instances[hello.instance] = connection
+        return True
+
+    def _welcome(self, session: Session) -> frames.Welcome:
+        at = now_us()
+        return frames.Welcome(
+            connection=session.connection,
+            node=self.node,
+            region=self._settings.region,
+            received_at_us=session.heard_us,
+            sent_at_us=at,
+            heartbeat_s=self._settings.heartbeat_s,
+            receipt_jitter_ms=self._settings.receipt_jitter_ms,
+            sample=random() < self._settings.sample_share,  # noqa: S311  # chooses a sample, keeps no secret
+            limits=frames.Limits(max_frame_bytes=frames.MAX_CLIENT_FRAME, max_subscriptions=frames.MAX_SUBSCRIPTIONS),
+        )
+
+    def _store(self, connection: Connection, receipt: Received, seq: int) -> None:
+        self._metrics.receipts_taken.labels(receipt.state).inc()
+        connection.unacknowledged = max(connection.unacknowledged, seq)
+        self._outbox.put(receipt, receipt.instance, lambda: self._durable(connection, seq))
+
+    def _durable(self, connection: Connection, seq: int) -> None:
+        """Acknowledges once per turn of the loop, whatever became durable in it."""
+        connection.acknowledged = max(connection.acknowledged, seq)
+        if not connection.ack_due and connection.session in self._connections:
+            connection.ack_due = True
+            asyncio.get_running_loop().call_soon(self._acknowledge, connection)
+
+    def _acknowledge(self, connection: Connection) -> None:
+        connection.ack_due = False
+        if connection.session in self._connections:
+            connection.pipe.send(_encode(frames.ReceiptAck(seq=connection.acknowledged)))
+
+    # --- bringing a subscriber up to date ---
+
+    def _catch_up(self, connection: Connection, subscriber: Subscriber, *, first: bool = False) -> None:
+        room = self.room(subscriber.namespace, subscriber.environment)
+        if room is None or connection.paused_us:
+            return
+        environment, have = room.environment, subscriber.cursor
+        if have == environment.cursor:
+            if first:
+                connection.pipe.send(environment.current(subscriber.id))
+        elif not _is_ahead(have, environment.cursor):
+            self._send_state(connection, subscriber, environment)
+
+    def _send_state(self, connection: Connection, subscriber: Subscriber, environment: Environment) -> None:
+        parts = environment.frames(subscriber.id, subscriber.view, subscriber.cursor)
+        subscriber.cursor = environment.cursor
+        for part in parts:
+            connection.pipe.send(part)
+
+    def _reset(self, connection: Connection, subscriber: Subscriber, have: Cursor | None, cause: str) -> None:
+        self._metrics.resyncs.labels(cause).inc()
+        room = self.room(subscriber.namespace, subscriber.environment)
+        if room is None:
+            return
+        subscriber.cursor = room.environment.cursor
+        for part in room.environment.snapshot(subscriber.id, subscriber.view, have):
+            connection.pipe.send(part)
+
+    # --- fan-out ---
+
+    async def _fan_out(self, room: Room) -> None:
+        while room.moved.is_set():
+            room.moved.clear()
+            environment, logged_us, started_us = room.environment, room.logged_us, now_us()
+            target = environment.head
+            recipients = await self._walk(room)
+            if recipients:
+                self._report_fan_out(environment, target.cursor, recipients, logged_us, started_us)
+
+    async def _walk(self, room: Room) -> int:
+        """Sends the head to all who are not at it. The frame of those who were at the same version is looked up once."""
+        environment = room.environment
+        sent = 0
+        for (view, number), members in list(room.groups.items()):
+            have, target = object(), None
+            parts: list[bytes] = []
+            for subscriber, connection in list(members.items()):
+                if connection.paused_us or subscriber.cursor is environment.cursor:
+                    continue
+                if subscriber.cursor is not have or target is not environment.cursor:
+                    have, target = subscriber.cursor, environment.cursor
+                    if subscriber.cursor == target or _is_ahead(subscriber.cursor, target):
+                        have = object()
+                        continue
+                    parts = environment.frames(number, view, subscriber.cursor)
+                subscriber.cursor = target
+                for part in parts:
+                    connection.pipe.send(part)
+                sent += 1
+                if sent % SLICE == 0:
+                    await asyncio.sleep(0)
+            self._metrics.frames_sent.labels("state").inc(len(members))
+        return sent
+
+    async def _spread_head(self, room: Room) -> None:
+        everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
+        pause = self._settings.head_spread_s * SLICE / 10 / max(len(everybody), 1)
+        for index, (subscriber, connection) in enumerate(everybody):
+            if (
+                subscriber.cursor == room.environment.cursor
+                and not connection.paused_us
+                and connection.session in self._connections
+            ):
+                connection.pipe.send(room.environment.head_frame(subscriber.id))
+            if index % (SLICE // 10) == SLICE // 10 - 1:
+                await asyncio.sleep(min(pause, 1.0))
+
+    # --- reports ---
+
+    def _report_joined(self, subscriber: Subscriber, hello: frames.Hello) -> None:
+        session = subscriber.session
+        self._outbox.put(
+            Subscribed(
+                namespace=subscriber.namespace,
+                environment=subscriber.environment,
+                instance=session.instance,
+                incarnation=session.incarnation,
+                connection=session.connection,
+                subscription=subscriber.id,
+                view=subscriber.view,
+                node=self.node,
+                region=self._settings.region,
+                token=session.principal.id,
+                fingerprint=hello.fingerprint,
+                have=subscriber.cursor,
+                at_us=now_us(),
+            ),
+            session.instance,
+        )
+
+    def _report_left(self, subscriber: Subscriber, reason: str) -> None:
+        session = subscriber.session
+        self._outbox.put(
+            Unsubscribed(
+                namespace=subscriber.namespace,
+                environment=subscriber.environment,
+                instance=session.instance,
+                connection=session.connection,
+                subscription=subscriber.id,
+                node=self.node,
+                reason=reason,
+                at_us=now_us(),
+            ),
+            session.instance,
+        )
+
+    def _report_fan_out(
+        self, environment: Environment, cursor: Cursor, recipients: int, logged_us: int, started_us: int
+    ) -> None:
+        done_us = now_us()
+        self._metrics.fan_out_seconds.observe((done_us - started_us) / 1e6)
+        self._metrics.fan_out_recipients.observe(recipients)
+        self._outbox.put(
+            FannedOut(
+                namespace=environment.namespace,
+                environment=environment.environment,
+                epoch=cursor.epoch,
+                number=cursor.number,
+                node=self.node,
+                recipients=recipients,
+                logged_at_us=logged_us,
+                started_at_us=started_us,
+                done_at_us=done_us,
+            ),
+            self.node,
+        )
+
+    def _alive(self, *, leaving: bool = False) -> None:
+        event = NodeAlive(
+            node=self.node, region=self._settings.region, connections=len(self._connections), at_us=now_us(), leaving=leaving
+        )
+        self._outbox.put(event, self.node)
+
+    def _leave(self, subscriber: Subscriber) -> None:
+        room = self.room(subscriber.namespace, subscriber.environment)
+        key = (subscriber.view, subscriber.id)
+        if room and (members := room.groups.get(key)):
+            members.pop(subscriber, None)
+            if not members:
+                del room.groups[key]
+        self._count()
+
+    def _count(self) -> None:
+        self._metrics.views.set(sum(len(room.groups) for room in self._rooms.values()))
+
+    # --- the clock, and the end ---
+
+    async def run(self) -> None:
+        """Signs of life, silent and stalled connections. Until cancelled."""
+        next_sign = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            if loop.time() >= next_sign:
+                self._alive()
+                next_sign = loop.time() + ALIVE_S
+            self._look_after(now_us())
+            await asyncio.sleep(TICK_S)
+
+    def _look_after(self, at_us: int) -> None:
+        slow = 0
+        for connection in list(self._connections.values()):
+            session = connection.session
+            if connection.paused_us:
+                slow += 1
+                if at_us - connection.paused_us > self._settings.stall_s * 1e6:
+                    self.close(connection, problems.SLOW_CONSUMER, "did not read")
+                    connection.pipe.abort()
+            elif session.instance and session.silent(at_us):
+                self.close(connection, problems.UNAVAILABLE, "silent")
+            elif not session.instance and at_us - session.opened_us > self._settings.hello_s * 1e6:
+                self.close(connection, problems.PROTOCOL, "hello did not come")
+        self._metrics.slow_consumers.set(slow)
+
+    async def drain(self, within_s: float) -> None:
+        """Asks everybody to connect elsewhere, spread over `within_s` seconds, then closes who is left."""
+        self.draining = True
+        told = _encode(frames.Drain(within_s=within_s))
+        for connection in list(self._connections.values()):
+            if not connection.paused_us:
+                connection.pipe.send(told)
+        deadline = asyncio.get_running_loop().time() + within_s
+        while self._connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        for index, connection in enumerate(list(self._connections.values())):
+            self.close(connection, problems.DRAIN, "the node is going away")
+            if index % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._alive(leaving=True)
+
+    def admit(self) -> None:
+        """Raises Overloaded when no more connections are taken."""
+        if self.draining or len(self._connections) >= self._settings.max_connections:
+            raise Overloaded("this node takes no more connections now", retry_after=5)
+
+    def _spawn(self, work: object) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("fan_out_failed", exc_info=error)
+
+
+def _is_ahead(have: Cursor | None, head: Cursor) -> bool:
+    """The client was served by a node that has seen more: wait until this one has caught up, rather than show it an older head."""
+    return have is not None and have.epoch == head.epoch and have.number >= head.number and have.version != head.version

@@ -1,0 +1,85 @@
+"""What sync tells the ledger: receipts, who is connected, how a fan-out went. Appended in batches; a receipt is acknowledged when it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from heliograph.core.errors import HeliographError
+from heliograph.core.events import FromSync, shard_of
+from heliograph.eventlog.ports import Appender, NewRecord
+from heliograph.runtime.clock import now_us
+from heliograph.runtime.retry import delay
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+BATCH: Final = 1000
+MAX_WAITING: Final = 200_000
+_encode = msgspec.json.Encoder().encode
+Durable = Callable[[], None]
+
+
+class Outbox:
+    """Order is kept per instance (they share a shard) and nothing is dropped that was accepted; when too much waits, `put` refuses a receipt,
+    which its client will send again."""
+
+    def __init__(self, appender: Appender, metrics: Metrics) -> None:
+        self._appender = appender
+        self._metrics = metrics
+        self._waiting: list[tuple[NewRecord, Durable | None]] = []
+        self._work = asyncio.Event()
+
+    def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
+        """`durable` is called once the event is. Only what has such a caller may be refused."""
+        if durable is not None and len(self._waiting) > MAX_WAITING:
+            return False
+        trace = getattr(event, "trace", None)
+        self._waiting.append((NewRecord(shard_of(key), key, _encode(event), trace), durable))
+        self._metrics.receipts_waiting.set(len(self._waiting))
+        self._work.set()
+        return True
+
+    async def run(self) -> None:
+        """Until cancelled; see `flush`."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            await self._drain()
+
+    async def flush(self, within_s: float) -> None:
+        """The last appends of a stopping node."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._drain()
+        except TimeoutError:
+            log.warning("receipts_left_behind", count=len(self._waiting))  # never acknowledged: their clients send them again
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            await self._append(batch)
+            self._metrics.receipts_waiting.set(len(self._waiting))
+
+    async def _append(self, batch: list[tuple[NewRecord, Durable | None]]) -> None:
+        attempt = 0
+        started = now_us()
+        while True:
+            try:
+                await self._appender.append([record for record, _ in batch])
+                break
+            except HeliographError as error:
+                log.warning("receipts_not_appended", error=error.code, attempt=attempt, waiting=len(self._waiting) + len(batch))
+                await asyncio.sleep(delay(attempt, cap_s=2.0))
+                attempt += 1
+            except asyncio.CancelledError:
+                self._waiting = batch + self._waiting
+                raise
+        self._metrics.log_append_seconds.labels("receipts").observe((now_us() - started) / 1e6)
+        for _, durable in batch:
+            if durable:
+                durable()

@@ -1,0 +1,242 @@
+"""One connection's side of the protocol, without a socket: frames in, effects out. The hub carries them out.
+
+    connected ──hello──▶ live ──(superseded, revoked, malformed, silent)──▶ closed
+
+A session promises that it acknowledges nothing that is not durable, that a receipt can only be for its own instance and for a version that was
+there to be sent to it, and that no input makes it raise: what is wrong closes the connection with a code that says whether to come back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import msgspec
+
+from heliograph.access.permissions import Action, allow
+from heliograph.access.principal import Principal
+from heliograph.core import frames, names
+from heliograph.core.errors import HeliographError, InvalidRequest, MalformedFrame
+from heliograph.core.events import Received
+from heliograph.core.names import View
+from heliograph.core.records import Cursor
+from heliograph.runtime import problems
+
+MISSED_HEARTBEATS: Final = 3
+MAX_TEXT: Final = 200
+MAX_LABELS: Final = 32
+MAX_REASON: Final = 1000
+MAX_SKEW_US: Final = 24 * 3600 * 1_000_000
+
+_decode = msgspec.json.Decoder(frames.FromClient).decode
+
+
+@dataclass(slots=True, eq=False)
+class Subscriber:
+    """One subscription of one session. ``cursor``: the head it was last sent, or claims to have; None: nothing."""
+
+    session: Session
+    id: int
+    namespace: str
+    environment: str
+    view: View
+    cursor: Cursor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Hello was understood: welcome it, and bring each subscription up to date."""
+
+    hello: frames.Hello
+    subscribers: tuple[Subscriber, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A receipt to be stored, acknowledged with ``seq`` once it is durable."""
+
+    receipt: Received
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Send a snapshot: the client's state is in doubt."""
+
+    subscriber: Subscriber
+    have: Cursor | None
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    frame: frames.FromServer
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The client has a new token, to be checked before the old one ends."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    code: int
+    reason: str
+
+
+Effect = Opened | Answered | Reset | Send | Renewed | Close
+
+
+class History(Protocol):
+    """What a session asks about environments."""
+
+    def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool: ...
+
+    def view_digest(self, subscriber: Subscriber) -> str: ...
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    connection: str
+    node: str
+    principal: Principal
+    history: History
+    opened_us: int
+    heartbeat_us: int
+    instance: str = ""
+    incarnation: int = 0
+    subscribers: dict[int, Subscriber] = field(default_factory=dict)
+    heard_us: int = 0
+
+    def take(self, text: bytes, now_us: int) -> list[Effect]:
+        """Everything one text message means. Never raises for what a client sends."""
+        self.heard_us = now_us
+        try:
+            frame = _decode(text)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return [Close(problems.MALFORMED_FRAME, "not a frame of heliograph.v1")]
+        try:
+            return self._take(frame, now_us)
+        except HeliographError as error:
+            told = frames.ErrorFrame(code=error.code, detail=error.detail)
+            return [Send(told), Close(problems.close_code_of(error), error.code)]
+
+    def silent(self, now_us: int) -> bool:
+        return now_us - self.heard_us > MISSED_HEARTBEATS * self.heartbeat_us
+
+    def _take(self, frame: frames.FromClient, now_us: int) -> list[Effect]:
+        if isinstance(frame, frames.Hello):
+            return [self._opened(frame)]
+        if not self.instance:
+            return [Close(problems.PROTOCOL, "hello was expected")]
+        match frame:
+            case frames.Receipt():
+                return [self._answered(frame, now_us)]
+            case frames.Heartbeat():
+                return self._alive(frame, now_us)
+            case frames.Resync():
+                return [Reset(self._subscriber(frame.subscription), frame.have, "asked")]
+            case frames.Renew():
+                return [Renewed(frame.token)]
+
+    def _opened(self, hello: frames.Hello) -> Effect:
+        if self.instance:
+            return Close(problems.PROTOCOL, "hello was said already")
+        _check_hello(hello)
+        subscribers = tuple(self._subscribed(each) for each in hello.subscriptions)
+        if len({each.id for each in subscribers}) != len(subscribers):
+            raise InvalidRequest("two subscriptions have the same id")
+        self.instance, self.incarnation = hello.instance, hello.incarnation
+        self.subscribers = {each.id: each for each in subscribers}
+        return Opened(hello, subscribers)
+
+    def _subscribed(self, wanted: frames.Subscription) -> Subscriber:
+        namespace, environment = names.namespace(wanted.namespace), names.environment(wanted.environment)
+        if len(wanted.view) > frames.MAX_SELECTORS or not 0 <= wanted.id < 1 << 31:
+            raise InvalidRequest(f"a view has at most {frames.MAX_SELECTORS} selectors, a subscription id fits 31 bits")
+        allow(self.principal, Action.CONNECT, namespace, environment)
+        if wanted.have is not None:
+            _check_cursor(wanted.have)
+        return Subscriber(self, wanted.id, namespace, environment, names.view(wanted.view), wanted.have)
+
+    def _subscriber(self, number: int) -> Subscriber:
+        if (found := self.subscribers.get(number)) is None:
+            raise InvalidRequest(f"there is no subscription {number}")
+        return found
+
+    def _answered(self, receipt: frames.Receipt, now_us: int) -> Effect:
+        return Answered(received(receipt, self._subscriber(receipt.subscription), self.history, now_us), receipt.seq)
+
+    def _alive(self, heartbeat: frames.Heartbeat, now_us: int) -> list[Effect]:
+        effects: list[Effect] = [Send(frames.HeartbeatAck(echo_us=heartbeat.sent_at_us, received_at_us=now_us))]
+        for text, digest in heartbeat.views.items():
+            subscriber = self.subscribers.get(int(text)) if text.isascii() and text.isdigit() and len(text) < 11 else None
+            if subscriber is None:
+                raise InvalidRequest("a heartbeat for a subscription that is not there")
+            if self.history.view_digest(subscriber) not in ("", digest):
+                effects.append(Reset(subscriber, subscriber.cursor, "heartbeat"))
+        return effects
+
+
+def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, now_us: int) -> Received:
+    """The receipt as it is stored. Raises InvalidRequest for a version that was never there to be sent."""
+    cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
+    _check_cursor(cursor)
+    sent = subscriber.cursor
+    held = sent is not None and cursor.number == sent.number and cursor.version == sent.version
+    if not held and (
+        sent is None or cursor.number > sent.number or not history.knows(subscriber.namespace, subscriber.environment, cursor)
+    ):
+        raise InvalidRequest(f"a receipt for version {receipt.number}, which was never sent to this subscription")
+    if receipt.seq < 0 or abs(receipt.clock_offset_us) > MAX_SKEW_US * 3650:
+        raise InvalidRequest("a receipt's seq and clock offset are out of range")
+    session = subscriber.session
+    return Received(
+        namespace=subscriber.namespace,
+        environment=subscriber.environment,
+        instance=session.instance,
+        connection=session.connection,
+        subscription=subscriber.id,
+        node=session.node,
+        epoch=receipt.epoch,
+        number=receipt.number,
+        version=receipt.version,
+        state=receipt.state,
+        reason=receipt.reason[:MAX_REASON] if receipt.reason else None,
+        applied_at_us=receipt.applied_at_us + receipt.clock_offset_us,
+        received_at_us=now_us,
+        trace=receipt.trace if receipt.trace and len(receipt.trace) <= MAX_TEXT else None,
+    )
+
+
+def _check_hello(hello: frames.Hello) -> None:
+    """Limits of what a client says of itself."""
+    mark = hello.fingerprint
+    texts = (
+        hello.instance,
+        mark.sdk,
+        mark.sdk_version,
+        mark.language,
+        mark.host,
+        mark.app,
+        *mark.labels,
+        *mark.labels.values(),
+    )
+    if not hello.instance or any(len(each) > MAX_TEXT for each in texts) or len(mark.labels) > MAX_LABELS:
+        raise InvalidRequest(f"texts of a fingerprint have at most {MAX_TEXT} characters, labels are at most {MAX_LABELS}")
+    if not 1 <= len(hello.subscriptions) <= frames.MAX_SUBSCRIPTIONS:
+        raise InvalidRequest(f"a connection has 1 to {frames.MAX_SUBSCRIPTIONS} subscriptions")
+    if not 0 <= hello.incarnation < 1 << 63:
+        raise InvalidRequest("an incarnation is a number from 0 to 2^63 - 1")
+    if hello.public_key is not None and len(hello.public_key) > MAX_TEXT:
+        raise MalformedFrame("a public key of that length is none")
+
+
+def _check_cursor(cursor: Cursor) -> None:
+    try:
+        if Cursor.parse(str(cursor)) != cursor or cursor.number >= 1 << 53:
+            raise ValueError
+    except ValueError:
+        raise InvalidRequest("not a cursor") from None
