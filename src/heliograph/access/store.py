@@ -73,16 +73,23 @@ class TokenStore:
         )
 
     async def create(
-        self, kind: TokenKind, name: str, scopes: tuple[Scope, ...], *, by: str | None, expires_at: datetime | None = None
+        self,
+        kind: TokenKind,
+        name: str,
+        scopes: tuple[Scope, ...],
+        *,
+        by: str | None,
+        expires_at: datetime | None = None,
+        within: Connection | None = None,
     ) -> tuple[TokenRecord, str]:
-        """The record and the token's text, which exists nowhere else from now on."""
+        """The record and the token's text, which exists nowhere else from now on. ``within``: in the caller's transaction."""
         if not name or len(name) > MAX_NAME or not name.isprintable():
             raise InvalidRequest(f"a token needs a name of 1 to {MAX_NAME} printable characters")
         if not scopes or len(scopes) > MAX_SCOPES:
             raise InvalidRequest(f"a token needs 1 to {MAX_SCOPES} scopes")
         text = draw(kind, self._anchor)
         with translating():
-            row = await self._pool.fetchrow(
+            row = await (within or self._pool).fetchrow(
                 f"""insert into access.token (id, sha256, kind, name, scopes, created_by, expires_at) values ($1, $2, $3, $4, $5, $6, $7)
                     returning {_COLUMNS}""",
                 f"tok_{secrets.token_hex(8)}",
