@@ -1,0 +1,113 @@
+"""The copy on disk: what was verified and adopted, kept for the day when everything else is down.
+
+A file is one line with the digest of the rest, then the rest; it is replaced atomically and synced. What does not match its digest is not
+used. Whoever reads a copy still verifies signatures and proofs: the digest finds accidents, not attackers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from heliograph.core.errors import Corrupt
+
+SETTLE_S: Final = 1.0  # a storm of versions costs one write a second, not one a version
+_MAGIC: Final = b"heliograph-copy/1 "
+_log = logging.getLogger("heliograph")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Either the old bytes or the new ones are there, whatever dies when. Blocks for an fsync."""
+    temporary = path.with_name(path.name + ".tmp")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_copy(path: Path, body: bytes) -> None:
+    write_atomically(path, _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def read_copy(path: Path) -> bytes | None:
+    """None when there is no copy. Raises Corrupt when it is not what was written, OSError when it cannot be read."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    line, _, body = data.partition(b"\n")
+    if line != _MAGIC + hashlib.sha256(body).hexdigest().encode():
+        raise Corrupt(f"the copy in {path} is damaged")
+    return body
+
+
+def kept(folder: Path, name: str) -> list[Path]:
+    """Where copies of a name may be: our own slot first, then those of other processes, newest first; a new slot starts from theirs."""
+    others = [path for path in folder.parent.glob(f"slot-*/{name}") if path.parent != folder]
+    return [folder / name, *sorted(others, key=_age)]
+
+
+def _age(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class DiskWriter:
+    """Writes copies off the loop, the latest of each name only. `run` owns the writing; without a folder nothing is ever written."""
+
+    def __init__(self, folder: Path | None, *, settle_s: float = SETTLE_S) -> None:
+        self._folder = folder
+        self._settle_s = settle_s
+        self._dirty: dict[str, Callable[[], bytes]] = {}
+        self._wanted = asyncio.Event()
+        self.failure: str | None = None
+
+    def mark(self, name: str, encode: Callable[[], bytes]) -> None:
+        """``encode`` is called on the loop, shortly before the write, so it sees the state of that moment."""
+        if self._folder is not None:
+            self._dirty[name] = encode
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Until cancelled; then call `flush` for what is left."""
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(self._settle_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Everything marked is on disk, or the failure is said in the log and in `failure`."""
+        self._wanted.clear()
+        while self._folder is not None and self._dirty:
+            name = next(iter(self._dirty))
+            body = self._dirty.pop(name)()
+            await asyncio.to_thread(self._write, self._folder / name, body)
+
+    def _write(self, path: Path, body: bytes) -> None:
+        try:
+            write_copy(path, body)
+            self.failure = None
+        except OSError as error:
+            if self.failure is None:
+                _log.warning("cannot write the disk copy %s: %s", path, error)
+            self.failure = f"{type(error).__name__}: {error.strerror or error}"

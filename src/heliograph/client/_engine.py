@@ -1,0 +1,341 @@
+"""The running half of a client: slot, identity, trust, session and connection, wired in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import httpx
+
+import heliograph
+from heliograph.client import _copies
+from heliograph.client._clock import Moment
+from heliograph.client._connection import Connection, Retry
+from heliograph.client._discovery import Discovery, Endpoints
+from heliograph.client._disk import DiskWriter
+from heliograph.client._identity import Identity, Slot, ephemeral, next_identity, take_slot
+from heliograph.client._live import Live, Proposal
+from heliograph.client._session import Applied, Channel, Confirmed, Effect, Raised, Rejected, Session
+from heliograph.client._status import Alarm, DiskState, SubscriptionStatus
+from heliograph.client._transport_polling import PollingLink, Reporter
+from heliograph.client._transport_websocket import WebSocketLink
+from heliograph.core.digest import Digest
+from heliograph.core.errors import HeliographError, Invalid, Unavailable
+from heliograph.core.frames import Fingerprint
+from heliograph.core.replica import Candidate, Replica
+from heliograph.core.times import to_us
+from heliograph.core.trust import Trust
+
+HTTP_TIMEOUT_S: Final = 10.0
+SDK: Final = "heliograph-python"
+_log = logging.getLogger("heliograph")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a client was asked for. ``folder``: where slots are, None for no disk copy. The token is not in the repr."""
+
+    url: str
+    token: str = field(repr=False)
+    anchor: Digest
+    app: str
+    labels: Mapping[str, str]
+    folder: Path | None
+    proxy: str | None
+    tls: ssl.SSLContext | None
+    retry: Retry
+
+    @property
+    def agent(self) -> str:
+        return f"{SDK}/{heliograph.__version__}"
+
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(
+            sdk=SDK,
+            sdk_version=heliograph.__version__,
+            language=f"python {platform.python_version()}",
+            host=socket.gethostname(),
+            app=self.app,
+            labels=dict(self.labels),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who is told: ``alarm`` for what does not verify, ``progress`` after whatever somebody may be waiting for."""
+
+    alarm: Callable[[Alarm], None]
+    progress: Callable[[], None]
+
+
+@asynccontextmanager
+async def open_engine(options: Options, lives: Sequence[Live], listeners: Listeners) -> AsyncIterator[Engine]:
+    """Inside: what the disk had is shown already. At the end what was marked is written and the slot is free again."""
+    slot = await asyncio.to_thread(_take_slot, options.folder)
+    try:
+        folder = slot.folder if slot else None
+        identity = await asyncio.to_thread(next_identity, folder, options.token) if folder else ephemeral(options.token)
+        tls = await asyncio.to_thread(ssl.create_default_context) if options.tls is None else options.tls
+        disk = DiskWriter(folder)
+        async with httpx.AsyncClient(
+            verify=tls, proxy=options.proxy, trust_env=False, timeout=HTTP_TIMEOUT_S, headers={"User-Agent": options.agent}
+        ) as http:
+            discovery = Discovery(http, options.url, options.anchor, folder=folder, disk=disk)
+            engine = Engine(
+                options, identity, lives, listeners, http=http, tls=tls, discovery=discovery, disk=disk, folder=folder
+            )
+            await engine.recall()
+            yield engine
+        await disk.flush()
+    finally:
+        if slot:
+            slot.release()
+
+
+def _take_slot(folder: Path | None) -> Slot | None:
+    if folder is None:
+        return None
+    try:
+        return take_slot(folder)
+    except OSError as error:
+        _log.warning("no disk copy: %s cannot be used: %s", folder, error)
+        return None
+
+
+class Engine:
+    """Makes links for its `Connection`, shows versions to its lives, and marks what the disk should keep."""
+
+    def __init__(
+        self,
+        options: Options,
+        identity: Identity,
+        lives: Sequence[Live],
+        listeners: Listeners,
+        *,
+        http: httpx.AsyncClient,
+        tls: ssl.SSLContext,
+        discovery: Discovery,
+        disk: DiskWriter,
+        folder: Path | None,
+    ) -> None:
+        self.identity = identity
+        self.disk = disk
+        self._options = options
+        self._lives = dict(
+            enumerate(lives, start=1)
+        )  # subscription ids count from 1, so that clients with equal views share frames
+        self._listeners = listeners
+        self._http = http
+        self._tls = tls
+        self._discovery = discovery
+        self._folder = folder
+        self._random = Random()  # noqa: S311  spreads load, decides nothing secret
+        self._session: Session | None = None
+        self._damaged = False
+        self._asked = False  # whether the server was asked where its services are since a link last failed
+        self.connection = Connection(self, self._apply, listeners.progress, random=self._random, retry=options.retry)
+
+    # --- from the disk ---------------------------------------------------------------------------------------------------------
+
+    async def recall(self) -> None:
+        await asyncio.to_thread(self._discovery.recall)
+        if self._discovery.trust is not None:
+            self._session = await self._make_session(self._discovery.trust)
+
+    async def _make_session(self, trust: Trust) -> Session:
+        channels = [await self._channel(number, live, trust) for number, live in self._lives.items()]
+        return Session(self.identity, self._options.fingerprint(), channels, self._propose, random=self._random)
+
+    async def _channel(self, number: int, live: Live, trust: Trust) -> Channel:
+        """With the disk copy, if there is one that verifies and that the application accepts."""
+        if self._folder is not None:
+            copy = await asyncio.to_thread(_copies.load, self._folder, live, trust)
+            self._damaged |= copy.damaged
+            if copy.replica is not None and self._shown(live, copy.replica):
+                return Channel(number, copy.replica, source="disk", applied_at_us=copy.applied_at_us)
+        return Channel(number, Replica(trust, live.namespace, live.environment, live.view))
+
+    @staticmethod
+    def _shown(live: Live, replica: Replica) -> bool:
+        cursor = replica.cursor
+        assert cursor is not None
+        try:
+            live.swap(live.propose(cursor, replica.texts, frozenset(replica.texts)))
+        except Invalid as fault:
+            _log.warning("the disk copy of %s does not fit this application and is not used: %s", live, fault)
+            return False
+        return True
+
+    # --- links -----------------------------------------------------------------------------------------------------------------
+
+    async def session(self) -> Session:
+        """Raises Unavailable, or UntrustedRoot."""
+        await self._discover()
+        trust = self._discovery.trust
+        assert trust is not None
+        if self._session is None:
+            self._session = await self._make_session(trust)
+            self._listeners.progress()
+        for channel in self._session.channels.values():
+            channel.replica.trust = trust
+        return self._session
+
+    async def websocket(self) -> WebSocketLink:
+        try:
+            return await WebSocketLink.open(
+                self._endpoints.stream, self._options.token, agent=self._options.agent, proxy=self._options.proxy, tls=self._tls
+            )
+        except Unavailable:
+            self._asked = False
+            raise
+
+    def polling(self) -> PollingLink:
+        session = self._session
+        assert session is not None
+        return PollingLink(
+            self._http,
+            self._endpoints.bundles,
+            self._options.token,
+            Reporter(
+                instance=self.identity.instance, incarnation=self.identity.incarnation, fingerprint=self._options.fingerprint()
+            ),
+            lambda: [session.subscription(channel) for channel in session.channels.values()],
+            random=self._random,
+        )
+
+    @property
+    def _endpoints(self) -> Endpoints:
+        assert self._discovery.endpoints is not None
+        return self._discovery.endpoints
+
+    async def _discover(self) -> None:
+        """Where the services were is good enough while nobody can be asked."""
+        if self._asked:
+            return
+        try:
+            await self._discovery.refresh()
+            self._asked = True
+        except Unavailable:
+            if self._discovery.trust is None or self._discovery.endpoints is None:
+                raise
+
+    # --- what frames meant -----------------------------------------------------------------------------------------------------
+
+    def _propose(self, channel: Channel, candidate: Candidate) -> Proposal:
+        return self._lives[channel.id].propose(
+            candidate.cursor, candidate.texts, candidate.changed, restarted=candidate.restarted
+        )
+
+    def _apply(self, effect: Effect) -> None:
+        match effect:
+            case Applied(channel, proposal):
+                self._lives[channel.id].swap(proposal)
+                self._keep(channel)
+            case Confirmed(channel):
+                self._keep(channel)
+            case Rejected(channel, rejection):
+                live = self._lives[channel.id]
+                live.rejected(rejection)
+                _log.warning(
+                    "%s: version %d is rejected, the last good one stays: %s", live, rejection.cursor.number, rejection.reason
+                )
+            case Raised(channel, alarm):
+                _log.error(
+                    "%s: the server's statement is refused, the last good version stays: %s",
+                    self._lives[channel.id],
+                    alarm.detail,
+                )
+                self._listeners.alarm(alarm)
+            case _:
+                _log.warning("the server will not serve a subscription: %s", effect.error)
+        self._listeners.progress()
+
+    def _keep(self, channel: Channel) -> None:
+        self.disk.mark(_copies.name_of(self._lives[channel.id]), lambda: _copies.encode(channel))
+
+    # --- what the client says of itself ----------------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """Every subscription's state comes from the network, or was confirmed by it."""
+        return self._session is not None and all(channel.source == "network" for channel in self._session.channels.values())
+
+    @property
+    def unserved(self) -> HeliographError | None:
+        """Why a subscription that has nothing gets nothing."""
+        channels = self._session.channels.values() if self._session else ()
+        return next((channel.error for channel in channels if channel.error and self._lives[channel.id].state is None), None)
+
+    @property
+    def pending(self) -> int:
+        return len(self._session.receipts) if self._session else 0
+
+    def hurry(self) -> None:
+        """Receipts that wait for their random moment leave now."""
+        if self._session is not None:
+            self._session.receipts.hurry(Moment.now().steady_us)
+            self.connection.hurry()
+
+    @property
+    def disk_state(self) -> DiskState:
+        if self._options.folder is None:
+            return "off"
+        if self._folder is None or self.disk.failure:
+            return "unwritable"
+        return "damaged" if self._damaged else "ok"
+
+    @property
+    def clock_offset_ms(self) -> float | None:
+        known = self._session is not None and self._session.offset.known
+        return self._session.offset.us / 1000 if known and self._session else None
+
+    @property
+    def server(self) -> tuple[str | None, str | None]:
+        """(region, node) of the connection."""
+        welcome = self._session.welcome if self._session else None
+        return (welcome.region, welcome.node) if welcome else (None, None)
+
+    def subscriptions(self) -> tuple[SubscriptionStatus, ...]:
+        if self._session is None:
+            return tuple(unknown(live) for live in self._lives.values())
+        there_us = Moment.now().wall_us + self._session.offset.us
+        return tuple(_status(channel, there_us) for channel in self._session.channels.values())
+
+
+def unknown(live: Live) -> SubscriptionStatus:
+    """Of a subscription that nothing is known of yet."""
+    return SubscriptionStatus(
+        namespace=live.namespace,
+        environment=live.environment,
+        cursor=live.state.cursor if live.state else None,
+        source="none",
+        head_age_s=None,
+        stale=True,
+        rejected=None,
+        alarm=None,
+        error=None,
+    )
+
+
+def _status(channel: Channel, there_us: int) -> SubscriptionStatus:
+    replica = channel.replica
+    return SubscriptionStatus(
+        namespace=replica.namespace,
+        environment=replica.environment,
+        cursor=replica.cursor,
+        source=channel.source,
+        head_age_s=None if replica.head is None else max(0.0, (there_us - to_us(replica.head.issued_at)) / 1e6),
+        stale=replica.stale(there_us),
+        rejected=channel.rejection,
+        alarm=channel.alarm,
+        error=channel.error,
+    )

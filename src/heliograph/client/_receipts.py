@@ -1,0 +1,136 @@
+"""Receipts on their way: which were given, which are due, which are durable. Pure; times are steady microseconds.
+
+Promises:
+
+- A receipt stays here until the server says that it is durable, across any number of connections.
+- Receipts leave in the order in which versions were answered; ``seq`` grows within a connection.
+- A burst does not become a flood: of one subscription at most `WINDOW` receipts wait for the same random moment. Beyond it the oldest
+  that a later one covers is left out (an applied version covers the applied and unaffected ones before it). A rejection never is.
+- The queue is bounded by `LIMIT` receipts; beyond it the oldest is given up, whatever it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from heliograph.core.frames import Receipt, State
+from heliograph.core.records import Cursor
+
+WINDOW: Final = 16
+LIMIT: Final = 1024
+RESEND_US: Final = 5_000_000
+RESEND_CAP_US: Final = 60_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an instance did with one version of one subscription; ``applied_at_us`` is its own wall clock."""
+
+    subscription: int
+    cursor: Cursor
+    state: State
+    reason: str | None = None
+    applied_at_us: int = 0
+    trace: str | None = None
+
+
+@dataclass(slots=True)
+class _Pending:
+    answered: Answered
+    due_us: int
+    seq: int | None = None  # given when it is first sent on the connection at hand
+    attempts: int = 0
+
+
+class Receipts:
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._queue: list[_Pending] = []
+        self._last_seq = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, answered: Answered, *, now_us: int, jitter_us: int) -> None:
+        """``jitter_us`` 0: at once, and everything that waits goes with it. Otherwise with the next random moment within that bound."""
+        if any(self._repeats(waiting, answered) for waiting in self._queue):
+            return
+        if jitter_us == 0:
+            for waiting in self._unsent():
+                waiting.due_us = min(waiting.due_us, now_us)
+        due = min((waiting.due_us for waiting in self._unsent()), default=now_us + int(self._random.uniform(0, jitter_us)))
+        self._queue.append(_Pending(answered, due))
+        self._fold(answered.subscription)
+
+    def due(self, now_us: int, clock_offset_us: int) -> list[Receipt]:
+        """The frames to send now. Each comes back after a growing while until it is acknowledged."""
+        return [self._send(waiting, now_us, clock_offset_us) for waiting in self._queue if waiting.due_us <= now_us]
+
+    def acknowledged(self, seq: int) -> None:
+        """Every receipt of this connection up to ``seq`` is durable."""
+        self._queue = [waiting for waiting in self._queue if waiting.seq is None or waiting.seq > seq]
+
+    def connected(self, *, now_us: int, jitter_us: int) -> None:
+        """A new connection: numbers start again, and what is not durable is due again within the jitter."""
+        self._last_seq = 0
+        moment = now_us + int(self._random.uniform(0, jitter_us))
+        for waiting in self._queue:
+            waiting.seq, waiting.attempts, waiting.due_us = None, 0, moment
+
+    def hurry(self, now_us: int) -> None:
+        """What was not sent yet is due now: the client is about to leave."""
+        for waiting in self._unsent():
+            waiting.due_us = now_us
+
+    @property
+    def wake_us(self) -> int | None:
+        return min((waiting.due_us for waiting in self._queue), default=None)
+
+    def _unsent(self) -> list[_Pending]:
+        return [waiting for waiting in self._queue if waiting.seq is None]
+
+    @staticmethod
+    def _repeats(waiting: _Pending, answered: Answered) -> bool:
+        held = waiting.answered
+        return (held.subscription, held.cursor, held.state) == (answered.subscription, answered.cursor, answered.state)
+
+    def _send(self, waiting: _Pending, now_us: int, clock_offset_us: int) -> Receipt:
+        if waiting.seq is None:
+            self._last_seq += 1
+            waiting.seq = self._last_seq
+        pause = min(RESEND_CAP_US, RESEND_US << min(waiting.attempts, 8))
+        waiting.attempts += 1
+        waiting.due_us = now_us + pause + int(self._random.uniform(0, pause))
+        answered = waiting.answered
+        return Receipt(
+            seq=waiting.seq,
+            subscription=answered.subscription,
+            epoch=answered.cursor.epoch,
+            number=answered.cursor.number,
+            version=answered.cursor.version,
+            state=answered.state,
+            reason=answered.reason,
+            applied_at_us=answered.applied_at_us,
+            clock_offset_us=clock_offset_us,
+            trace=answered.trace,
+        )
+
+    def _fold(self, subscription: int) -> None:
+        waiting = [w for w in self._unsent() if w.answered.subscription == subscription]
+        if len(waiting) > WINDOW and (covered := _covered(waiting)) is not None:
+            self._queue.remove(covered)
+        if len(self._queue) > LIMIT:
+            self._queue.pop(0)
+
+
+def _covered(waiting: list[_Pending]) -> _Pending | None:
+    """The oldest receipt that says nothing which a later one does not imply."""
+    last_applied = max((i for i, w in enumerate(waiting) if w.answered.state == "applied"), default=-1)
+    last_good = max((i for i, w in enumerate(waiting) if w.answered.state in {"applied", "unaffected"}), default=-1)
+    for i, candidate in enumerate(waiting):
+        until = {"applied": last_applied, "unaffected": last_good}.get(candidate.answered.state, -1)
+        if i < until:
+            return candidate
+    return None

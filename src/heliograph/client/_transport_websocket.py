@@ -1,0 +1,124 @@
+"""The WebSocket, subprotocol ``heliograph.v1``.
+
+Compression is off: frames are small and shared by thousands of clients on the server. The library's own pings are off, too: the session's
+heartbeats measure the clock at the same time; pings of the server are answered by the library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import ssl
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Final, Literal, Self
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, NegotiationError, WebSocketException
+from websockets.typing import Subprotocol
+
+from heliograph.client._codes import error_for
+from heliograph.client._link import Take
+from heliograph.core.errors import Forbidden, HeliographError, InvalidRequest, MalformedFrame, Unauthenticated, Unavailable
+from heliograph.core.frames import SUBPROTOCOL, FromClient, FromServer
+
+OPEN_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 2.0
+# a document of 1 MiB whose every character is escaped, with its record and head; larger states come in parts
+MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
+
+# at DEBUG the library writes down the handshake's headers, and so the token
+_logger = logging.getLogger("heliograph.websocket")
+_logger.setLevel(logging.INFO)
+_decoder: msgspec.json.Decoder[FromServer] = msgspec.json.Decoder(FromServer)
+_encoder = msgspec.json.Encoder()
+
+
+def decode(data: bytes | str) -> FromServer:
+    """Raises MalformedFrame."""
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise MalformedFrame("the server sent something that is not a frame of heliograph.v1") from None
+
+
+class WebSocketLink:
+    transport: Literal["websocket", "polling"] = "websocket"
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, url: str, token: str, *, agent: str, proxy: str | None, tls: ssl.SSLContext) -> Self:
+        """Raises Unavailable when it may work later, another HeliographError when it cannot."""
+        try:
+            return cls(
+                await connect(
+                    url,
+                    subprotocols=[Subprotocol(SUBPROTOCOL)],
+                    additional_headers={"Authorization": f"Bearer {token}"},
+                    user_agent_header=agent,
+                    compression=None,
+                    proxy=proxy,
+                    logger=_logger,
+                    ssl=tls if url.startswith("wss:") else None,
+                    ping_interval=None,
+                    open_timeout=OPEN_TIMEOUT_S,
+                    close_timeout=CLOSE_TIMEOUT_S,
+                    max_size=MAX_FRAME_BYTES,
+                )
+            )
+        except InvalidURI:
+            raise InvalidRequest("the server's address for the stream is not a ws:// or wss:// URL") from None
+        except (OSError, TimeoutError, EOFError, WebSocketException) as error:
+            raise _why_not(error) from None
+
+    async def run(self, take: Take) -> None:
+        try:
+            while True:
+                take(self._decoded(await self._connection.recv(decode=False)))
+        except ConnectionClosed as error:
+            raise _closed(error) from None
+
+    async def send(self, frames: Sequence[FromClient]) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            for frame in frames:
+                await self._connection.send(_encoder.encode(frame), text=True)
+
+    async def close(self) -> None:
+        with contextlib.suppress(ConnectionClosed, OSError):
+            await self._connection.close()
+
+    @staticmethod
+    def _decoded(data: bytes) -> FromServer:
+        try:
+            return decode(data)
+        except MalformedFrame as error:  # a broken server or proxy; perhaps the next connection meets a better one
+            raise Unavailable(str(error)) from None
+
+
+def _closed(error: ConnectionClosed) -> HeliographError:
+    told = error.rcvd or error.sent
+    if told is None:
+        return Unavailable("the connection broke without a word")
+    return error_for(told.code, told.reason)
+
+
+def _why_not(error: Exception) -> HeliographError:
+    if isinstance(error, InvalidStatus):
+        return _refused_upgrade(error.response.status_code, error.response.headers.get("Retry-After"))
+    if isinstance(error, NegotiationError):
+        return Unavailable("the server does not speak the subprotocol heliograph.v1; is this the stream's address?")
+    return Unavailable(f"cannot open the stream: {type(error).__name__}{f': {error}' if str(error) else ''}")
+
+
+def _refused_upgrade(status: int, retry_after: str | None) -> HeliographError:
+    if status == HTTPStatus.UNAUTHORIZED:
+        return Unauthenticated("the server does not know this token; check that it belongs to this server and was not cut off")
+    if status == HTTPStatus.FORBIDDEN:
+        return Forbidden(
+            "the token does not permit this connection; ask for one whose scope covers the namespace and environment"
+        )
+    seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
+    return Unavailable(f"the server answered the WebSocket request with HTTP {status}", retry_after=seconds)

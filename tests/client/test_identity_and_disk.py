@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliograph.client._disk import DiskWriter, read_copy, write_copy
+from heliograph.client._identity import ephemeral, next_identity, take_slot
+from heliograph.core.errors import Corrupt
+
+HOLD = "import sys; from pathlib import Path; from heliograph.client._identity import take_slot; s = take_slot(Path(sys.argv[1])); print(s.folder.name, flush=True); sys.stdin.read()"
+
+
+def test_an_instance_keeps_its_id_and_its_incarnation_grows(tmp_path: Path) -> None:
+    first = next_identity(tmp_path, "a token")
+    second = next_identity(tmp_path, "a token")
+    assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", first.instance)
+    assert second.instance == first.instance
+    assert second.incarnation > first.incarnation
+
+
+def test_another_token_is_another_instance(tmp_path: Path) -> None:
+    first = next_identity(tmp_path, "a token")
+    assert next_identity(tmp_path, "another").instance != first.instance
+    assert "a token" not in (tmp_path / "identity.json").read_text()
+
+
+def test_a_damaged_identity_costs_the_id_and_not_the_start(tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_bytes(b"{half")
+    assert next_identity(tmp_path, "t").instance == next_identity(tmp_path, "t").instance
+
+
+def test_incarnations_grow_where_nothing_can_be_written() -> None:
+    assert ephemeral("t").instance != ephemeral("t").instance
+
+
+def test_two_processes_on_one_folder_get_a_slot_each(tmp_path: Path) -> None:
+    mine = take_slot(tmp_path)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert (mine.folder.name, other.stdout.readline().strip()) == ("slot-0", "slot-1")
+    finally:
+        other.kill()
+        other.communicate()
+    again = take_slot(tmp_path)
+    assert again.folder.name == "slot-1", "a killed process frees its slot"
+    mine.release()
+    again.release()
+
+
+@given(st.binary(max_size=200), st.integers(0, 400), st.integers(1, 255))
+def test_a_copy_is_read_as_written_or_not_at_all(
+    tmp_path_factory: pytest.TempPathFactory, body: bytes, at: int, flip: int
+) -> None:
+    path = tmp_path_factory.mktemp("copy") / "state"
+    assert read_copy(path) is None
+    write_copy(path, body)
+    assert read_copy(path) == body
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= flip
+    path.write_bytes(data)
+    with pytest.raises(Corrupt):
+        read_copy(path)
+    path.write_bytes(data[: at % len(data)])
+    with pytest.raises(Corrupt):
+        read_copy(path)
+
+
+async def test_a_storm_of_marks_is_one_write_of_the_latest(tmp_path: Path) -> None:
+    writer, encoded = DiskWriter(tmp_path, settle_s=0.01), []
+
+    def encode(number: int) -> bytes:
+        encoded.append(number)
+        return b"%d" % number
+
+    running = asyncio.create_task(writer.run())
+    for number in range(100):
+        writer.mark("state", lambda number=number: encode(number))
+    async with asyncio.timeout(10):
+        while not (tmp_path / "state").exists():
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert read_copy(tmp_path / "state") == b"99"
+    assert encoded == [99]
+
+
+async def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = DiskWriter(tmp_path / "gone")
+    for _ in range(3):
+        writer.mark("state", lambda: b"x")
+        await writer.flush()
+    assert writer.failure is not None
+    assert len(caplog.records) == 1
+
+
+async def test_without_a_folder_nothing_is_encoded_or_written() -> None:
+    writer = DiskWriter(None)
+    writer.mark("state", lambda: pytest.fail("encoded"))
+    await writer.flush()

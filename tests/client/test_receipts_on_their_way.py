@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliograph.client._receipts import LIMIT, RESEND_US, WINDOW, Answered, Receipts
+from heliograph.core.frames import State
+from heliograph.core.records import Cursor
+
+
+def answered(number: int, state: State = "applied", subscription: int = 1) -> Answered:
+    return Answered(subscription, Cursor(1, number, f"v{number}"), state, applied_at_us=number)
+
+
+@pytest.fixture
+def receipts() -> Receipts:
+    return Receipts(Random(1))
+
+
+def numbers(receipts: Receipts, now_us: int) -> list[int]:
+    return [frame.number for frame in receipts.due(now_us, 0)]
+
+
+def test_a_receipt_waits_for_one_random_moment_within_the_jitter(receipts: Receipts) -> None:
+    receipts.add(answered(1), now_us=0, jitter_us=1_000)
+    receipts.add(answered(2), now_us=500, jitter_us=1_000)
+    wake = receipts.wake_us
+    assert wake is not None
+    assert wake <= 1_000
+    assert numbers(receipts, wake - 1) == []
+    assert numbers(receipts, wake) == [1, 2]
+
+
+def test_an_urgent_receipt_takes_those_that_wait_with_it(receipts: Receipts) -> None:
+    receipts.add(answered(1), now_us=0, jitter_us=1_000_000)
+    receipts.add(answered(2), now_us=10, jitter_us=0)
+    assert numbers(receipts, 10) == [1, 2]
+
+
+def test_a_receipt_comes_again_with_the_same_seq_until_it_is_durable(receipts: Receipts) -> None:
+    receipts.add(answered(1), now_us=0, jitter_us=0)
+    [first] = receipts.due(0, 0)
+    assert receipts.due(RESEND_US - 1, 0) == []
+    [again] = receipts.due(RESEND_US * 2, 0)
+    assert again.seq == first.seq
+    receipts.acknowledged(first.seq)
+    assert len(receipts) == 0
+    assert receipts.wake_us is None
+
+
+def test_a_new_connection_numbers_anew_what_is_not_durable(receipts: Receipts) -> None:
+    for number in (1, 2, 3):
+        receipts.add(answered(number), now_us=0, jitter_us=0)
+    assert [frame.seq for frame in receipts.due(0, 0)] == [1, 2, 3]
+    receipts.acknowledged(1)
+    receipts.connected(now_us=100, jitter_us=0)
+    assert [(frame.seq, frame.number) for frame in receipts.due(100, 0)] == [(1, 2), (2, 3)]
+
+
+def test_an_acknowledgement_of_the_old_connection_means_nothing_before_anything_was_sent(receipts: Receipts) -> None:
+    receipts.add(answered(1), now_us=0, jitter_us=0)
+    receipts.due(0, 0)
+    receipts.connected(now_us=1, jitter_us=0)
+    receipts.acknowledged(5)
+    assert len(receipts) == 1
+
+
+def test_the_same_answer_is_not_kept_twice(receipts: Receipts) -> None:
+    for _ in range(3):
+        receipts.add(answered(1, "rejected"), now_us=0, jitter_us=0)
+    receipts.add(answered(1, "applied"), now_us=0, jitter_us=0)
+    assert [frame.state for frame in receipts.due(0, 0)] == ["rejected", "applied"]
+
+
+def test_a_burst_is_folded_to_its_window_and_keeps_the_latest_and_every_rejection(receipts: Receipts) -> None:
+    receipts.add(answered(1, "rejected"), now_us=0, jitter_us=1_000)
+    for number in range(2, 200):
+        receipts.add(answered(number), now_us=0, jitter_us=1_000)
+    sent = receipts.due(1_000, 0)
+    assert len(sent) == WINDOW
+    assert (sent[0].number, sent[0].state) == (1, "rejected")
+    assert sent[-1].number == 199
+
+
+def test_an_applied_receipt_is_never_covered_by_an_unaffected_one(receipts: Receipts) -> None:
+    receipts.add(answered(1), now_us=0, jitter_us=1_000)
+    for number in range(2, 100):
+        receipts.add(answered(number, "unaffected"), now_us=0, jitter_us=1_000)
+    assert (1, "applied") in [(frame.number, frame.state) for frame in receipts.due(1_000, 0)]
+
+
+def test_the_queue_is_bounded(receipts: Receipts) -> None:
+    for number in range(LIMIT + 50):
+        receipts.add(answered(number, "rejected"), now_us=0, jitter_us=1_000)
+    assert len(receipts) == LIMIT
+
+
+def test_frames_carry_the_clock_offset_of_the_moment_they_leave(receipts: Receipts) -> None:
+    receipts.add(answered(1), now_us=0, jitter_us=0)
+    assert receipts.due(0, 42)[0].clock_offset_us == 42
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.sampled_from(["applied", "unaffected", "rejected"]), st.booleans()),
+            st.tuples(st.just("ack"), st.integers(0, 30)),
+            st.tuples(st.just("reconnect")),
+            st.tuples(st.just("wait"), st.integers(0, RESEND_US)),
+        )
+    )
+)
+def test_whatever_happens_nothing_is_lost_before_it_is_durable(steps: list[tuple]) -> None:
+    receipts, now, number = Receipts(Random(2)), 0, 0
+    given_out: dict[int, tuple[str, int]] = {}  # seq -> (state, number), on this connection
+    durable: set[int] = set()
+    states: dict[int, str] = {}
+    for step in steps:
+        match step:
+            case ("add", state, urgent):
+                number += 1
+                states[number] = state
+                receipts.add(answered(number, state), now_us=now, jitter_us=0 if urgent else 1_000_000)
+            case ("ack", seq):
+                receipts.acknowledged(seq)
+                durable |= {given_out[s][1] for s in given_out if s <= seq}
+            case ("reconnect",):
+                receipts.connected(now_us=now, jitter_us=0)
+                given_out.clear()
+            case ("wait", us):
+                now += us
+        for frame in receipts.due(now, 0):
+            assert given_out.setdefault(frame.seq, (frame.state, frame.number)) == (frame.state, frame.number)
+        assert [n for _, (_, n) in sorted(given_out.items())] == sorted(n for _, n in given_out.values())
+    now += 10 * RESEND_US
+    receipts.connected(now_us=now, jitter_us=0)
+    last = {frame.number for frame in receipts.due(now, 0)}
+    kept = durable | last
+    for one, state in states.items():
+        covered = any(later > one and states[later] == "applied" for later in kept) or (
+            state == "unaffected" and any(later > one and states[later] != "rejected" for later in kept)
+        )
+        assert one in kept or (state != "rejected" and covered)

@@ -1,0 +1,140 @@
+"""Clock offset, backoff, mailboxes, close codes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heliograph.client import _codes
+from heliograph.client._backoff import Backoff
+from heliograph.client._clock import ClockOffset
+from heliograph.client._dispatch import CAPACITY, Feed, Mailbox, call_each
+from heliograph.core import errors
+
+CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
+
+
+@given(offset=st.integers(-(10**9), 10**9), there=st.integers(0, 5_000), back=st.integers(0, 5_000))
+def test_the_offset_is_right_within_half_of_the_unevenness_of_the_way(offset: int, there: int, back: int) -> None:
+    clock = ClockOffset()
+    sent = 10**15
+    clock.exchanged(sent, sent + offset + there, sent + offset + there + 100, sent + there + 100 + back)
+    assert abs(clock.us - offset) <= abs(there - back) / 2 + 1
+
+
+def test_the_quickest_exchange_counts() -> None:
+    clock = ClockOffset()
+    assert not clock.known
+    clock.exchanged(1_000_000, 1_900_000, 1_900_000, 1_900_001)  # 900 ms there: offset estimated far off
+    clock.exchanged(2_000_000, 2_000_500, 2_000_500, 2_001_000)
+    assert clock.us == 0
+
+
+def test_an_exchange_that_ends_before_it_began_is_not_counted() -> None:
+    clock = ClockOffset()
+    clock.exchanged(2_000_000, 2_000_500, 2_000_500, 1_000_000)
+    clock.exchanged(0, 5, 5, 10)
+    assert not clock.known
+    assert clock.us == 0
+
+
+@given(st.integers(0, 2**32), st.integers(0, 60))
+def test_backoff_has_full_jitter_under_a_growing_capped_ceiling(seed: int, failures: int) -> None:
+    backoff = Backoff(Random(seed), first_s=0.5, cap_s=30)
+    for _ in range(failures):
+        backoff.delay()
+    assert 0 <= backoff.delay() <= min(30, 0.5 * 2**failures)
+    assert backoff.delay(at_least_s=5) >= 5
+
+
+@dataclass(frozen=True)
+class Span:
+    """The numbers first to last, as one notice."""
+
+    first: int
+    last: int
+
+    def merged(self, later: Span) -> Span:
+        return Span(self.first, later.last)
+
+
+async def test_a_full_mailbox_merges_into_its_last_notice() -> None:
+    box: Mailbox[Span] = Mailbox()
+    for number in range(CAPACITY + 100):
+        box.put(Span(number, number))
+    box.close()
+    got = []
+    while (notice := await box.get()) is not None:
+        got.append(notice)
+    assert len(got) == CAPACITY
+    assert got[-1] == Span(CAPACITY - 1, CAPACITY + 99)
+    assert all(earlier.last + 1 == later.first for earlier, later in itertools.pairwise(got))
+
+
+async def test_a_failing_callback_gets_the_next_notice_and_the_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    def callback(number: int) -> None:
+        seen.append(number)
+        if number == 1:
+            raise RuntimeError("first")
+
+    feed: Feed[Span, int] = Feed(lambda span: span.first, lambda _: None)
+    for number in (1, 2, 3):
+        feed.mailbox.put(Span(number, number))
+    feed.mailbox.close()
+    await call_each(feed, callback)
+    assert seen == [1, 2, 3]
+    assert "a callback of the application failed" in caplog.text
+
+
+async def test_a_cancelled_feed_ends_at_once() -> None:
+    gone = []
+    feed: Feed[Span, int] = Feed(lambda span: span.first, gone.append)
+    feed.mailbox.put(Span(1, 1))
+    waiting = asyncio.create_task(_all(feed))
+    feed.cancel()
+    assert await waiting == []
+    assert gone == [feed]
+
+
+async def _all(feed: Feed[Span, int]) -> list[int]:
+    return [number async for number in feed]
+
+
+def test_the_close_codes_are_those_of_the_contract() -> None:
+    contract = json.loads((CONTRACTS / "close-codes.json").read_text())
+    named = {one["code"]: one["name"] for one in contract["codes"]}
+    assert named == {**_codes.RECONNECT, **_codes.STOP}
+    stop = range(contract["stop"]["from"], contract["stop"]["to"] + 1)
+    assert all(_codes.is_terminal(code) == (code in stop) for code in range(4000, 5000))
+
+
+@pytest.mark.parametrize("code", list(_codes.STOP))
+def test_a_terminal_code_stops_and_advises(code: int) -> None:
+    assert _codes.is_terminal(code)
+    error = _codes.error_for(code, "why")
+    assert not isinstance(error, errors.Unavailable)
+    assert str(code) in str(error)
+    assert "why" in str(error)
+
+
+@pytest.mark.parametrize("code", [1000, 1006, 1009, 1012, *_codes.RECONNECT, 4050])
+def test_any_other_code_means_come_back(code: int) -> None:
+    assert not _codes.is_terminal(code)
+    assert isinstance(_codes.error_for(code), errors.Unavailable)
+
+
+def test_every_code_of_the_error_tree_comes_back_as_its_class() -> None:
+    assert isinstance(_codes.error_of("forbidden", "x"), errors.Forbidden)
+    assert isinstance(_codes.error_of("not-found", "x"), errors.NotFound)
+    assert type(_codes.error_of("stale-base", "x")) is errors.Conflict
+    assert type(_codes.error_of("from-the-future", "x")) is errors.HeliographError

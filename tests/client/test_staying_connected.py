@@ -1,0 +1,448 @@
+"""Connections that break, end, drain, are refused, and are replaced by polling; and starts from the disk when nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from heliograph.client import Heliograph, HeliographError, Retry, TimedOut
+from heliograph.core import frames
+from heliograph.core.errors import Conflict, Forbidden, InvalidRequest, MalformedFrame, NotFound, Unauthenticated
+
+DEADLINE_S = 20.0
+QUICK = Retry(first_s=0.01, cap_s=0.05)
+
+
+@pytest.fixture
+def connect(server: Any, tmp_path: Path) -> Callable[..., Heliograph]:
+    def make(**more: Any) -> Heliograph:
+        told = {"namespace": "shop", "environment": "production", "cache_dir": tmp_path, "retry": QUICK, **more}
+        return Heliograph(server.url, token=server.authority.token(), **told)
+
+    return make
+
+
+async def eventually(reached: Callable[[], Any]) -> Any:
+    async with asyncio.timeout(DEADLINE_S):
+        while not (found := reached()):
+            await asyncio.sleep(0.005)
+    return found
+
+
+# --- coming back --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 4000, 4001, 4002, 4003, 4004])
+async def test_a_lost_connection_is_opened_again_and_resumes_from_the_cursor(server: Any, connect: Any, code: int) -> None:
+    versions: list[int] = []
+    async with connect() as client:
+        client.on_version(lambda update: versions.append(update.cursor.number))
+        first = await server.connection(1)
+        held = server.authority.latest.cursor
+        server.authority.publish(checkout__limits={"max_items": 2})
+        server.authority.publish(checkout__limits={"max_items": 3})
+        await first.close(code)
+        second = await server.connection(2)
+        assert second.hello.subscriptions[0].have == held
+        assert second.hello.instance == first.hello.instance
+        assert second.hello.incarnation == first.hello.incarnation
+        await client.wait_for_version(4, timeout=DEADLINE_S)
+        assert (await server.receipt(4)).state == "applied"
+    assert versions == [4], "a jump is one update"
+
+
+async def test_a_connection_that_breaks_without_a_word(server: Any, connect: Any) -> None:
+    async with connect() as client:
+        first = await server.connection(1)
+        first.socket.transport.abort()
+        await server.connection(2)
+        assert client.config("search")["pages"] == 10
+
+
+async def test_a_server_that_falls_silent_is_left(server: Any, connect: Any) -> None:
+    server.welcome = {"heartbeat_s": 0.05}
+
+    honest = server.hear
+
+    async def deaf(connection: Any, frame: frames.FromClient) -> None:
+        if len(server.hellos) > 1:
+            await honest(connection, frame)
+
+    server.hear = deaf
+    async with connect():
+        await server.connection(2)
+
+
+async def test_heartbeats_carry_the_view_digest_and_keep_the_clock(server: Any, connect: Any) -> None:
+    server.welcome = {"heartbeat_s": 0.1}
+    async with connect(view=["checkout/"]) as client:
+        beats = await server.until(lambda: [one for one in server.heard if isinstance(one, frames.Heartbeat)])
+        assert beats[0].views["1"].startswith("sha256:")
+        assert client.status.clock_offset_ms == pytest.approx(0, abs=1000)
+
+
+async def test_a_ping_is_answered_with_a_heartbeat(server: Any, connect: Any) -> None:
+    async with connect():
+        connection = await server.connection()
+        await connection.send(frames.Ping(sent_at_us=1))
+        await server.until(lambda: [one for one in server.heard if isinstance(one, frames.Heartbeat)])
+
+
+async def test_drain_moves_to_a_new_connection_and_receives_until_then(server: Any, connect: Any) -> None:
+    async with connect() as client:
+        first = await server.connection(1)
+        await first.send(frames.Drain(within_s=1.0))
+        done = await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(done.record.number, timeout=DEADLINE_S)
+        await server.connection(2)
+        assert client.status.last_error is None
+
+
+async def test_garbage_from_the_server_is_a_lost_connection(server: Any, connect: Any) -> None:
+    async with connect() as client:
+        first = await server.connection(1)
+        await first.socket.send('{"type":"from the future"}')
+        await server.connection(2)
+        assert client.config("search")["pages"] == 10
+
+
+async def test_receipts_are_sent_again_until_they_are_acknowledged(server: Any, connect: Any) -> None:
+    server.acknowledge = False
+    async with connect() as client:
+        first = await server.receipt(2)
+        done = await server.publish(checkout__limits={"max_items": 2})
+        await server.receipt(done.record.number)
+        assert client.status.receipts_pending == 2
+        await (await server.connection(1)).close(1012)
+        server.acknowledge = True
+        await server.connection(2)
+        await eventually(lambda: client.status.receipts_pending == 0)
+        again = [one for one in server.receipts if one.number == 2]
+        assert [(one.seq, one.applied_at_us) for one in again] == [(1, first.applied_at_us)] * 2
+
+
+async def test_closing_sends_the_receipts_that_wait(server: Any, connect: Any) -> None:
+    server.welcome = {"receipt_jitter_ms": 3_600_000}
+    async with connect():
+        assert server.receipts == []
+    assert [one.number for one in server.receipts] == [2]
+
+
+async def test_an_author_who_waits_gets_the_receipt_at_once_and_a_sample_always_answers_at_once(
+    server: Any, connect: Any
+) -> None:
+    server.welcome = {"receipt_jitter_ms": 3_600_000}
+    async with connect() as client:
+        await server.publish(checkout__limits={"max_items": 2})  # answer="now"
+        await server.receipt(3)
+        server.welcome = {"receipt_jitter_ms": 3_600_000, "sample": True}
+        await (await server.connection(1)).close(1012)
+        second, before = await server.connection(2), server.authority.latest
+        server.authority.publish(search={"pages": 1})
+        await second.send(server.authority.delta(before))
+        await server.receipt(4)
+        assert client.cursor.number == 4
+
+
+# --- being told to stop -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (4100, Unauthenticated),
+        (4101, Forbidden),
+        (4102, MalformedFrame),
+        (4103, Conflict),
+        (4104, InvalidRequest),
+        (4105, Unauthenticated),
+        (4106, MalformedFrame),
+        (4199, HeliographError),
+    ],
+)
+async def test_a_terminal_code_stops_the_client_with_a_clear_error(
+    server: Any, connect: Any, code: int, error: type[Exception]
+) -> None:
+    async with connect() as client:
+        await (await server.connection(1)).close(code, "said the server")
+        with pytest.raises(error, match=str(code)):
+            await client.wait_for_version(99, timeout=DEADLINE_S)
+        assert client.status.phase == "stopped"
+        assert not client.status.connected
+        assert isinstance(client.status.last_error, error)
+        assert client.config("search")["pages"] == 10
+    assert len(server.hellos) == 1
+
+
+async def test_a_terminal_code_at_the_first_hello_fails_the_start(server: Any, connect: Any) -> None:
+    server.close_with = 4101
+    with pytest.raises(Forbidden, match="scope"):
+        async with connect():
+            pytest.fail("started")
+
+
+@pytest.mark.parametrize(("status", "error"), [(HTTPStatus.UNAUTHORIZED, Unauthenticated), (HTTPStatus.FORBIDDEN, Forbidden)])
+async def test_a_refused_upgrade_fails_the_start(server: Any, connect: Any, status: HTTPStatus, error: type[Exception]) -> None:
+    server.refuse_upgrade = status
+    with pytest.raises(error):
+        async with connect():
+            pytest.fail("started")
+
+
+async def test_an_environment_that_does_not_exist_fails_the_start(server: Any, connect: Any) -> None:
+    async def unknown(connection: Any) -> None:
+        await connection.send(frames.ErrorFrame(code="not-found", detail="shop has no environment production", subscription=1))
+
+    server.script = unknown
+    with pytest.raises(NotFound, match="no environment"):
+        async with connect():
+            pytest.fail("started")
+
+
+# --- polling ------------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_without_a_websocket_the_client_polls_and_applications_see_no_difference(server: Any, connect: Any) -> None:
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    versions: list[int] = []
+    async with connect(view=["checkout/"]) as client:
+        client.on_version(lambda update: versions.append(update.cursor.number))
+        assert client.status.transport == "polling"
+        assert client.status.source == "network"
+        assert client.config("checkout/limits")["max_items"] == 1
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+        await server.publish(search={"pages": 1})
+        await client.wait_for_version(4, timeout=DEADLINE_S)
+        assert [(await server.receipt(n)).state for n in (2, 3, 4)] == ["applied", "applied", "unaffected"]
+        await eventually(lambda: client.status.receipts_pending == 0)
+        assert server.posted[0]["instance"] == client.status.instance
+    assert versions == [3, 4]
+    held = [query for _, path, query in server.requests if path.startswith("/v1/bundles") and "have" in query]
+    assert held
+    assert all(query["wait"] == ["25"] for query in held)
+
+
+async def test_the_socket_comes_back_while_polling(server: Any, connect: Any) -> None:
+    versions: list[int] = []
+    async with connect() as client:
+        client.on_version(lambda update: versions.append(update.cursor.number))
+        await server.stop_stream()
+        await eventually(lambda: client.status.transport == "polling")
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+        await server.start_stream()
+        second = await server.connection(2)
+        assert second.hello.subscriptions[0].have == server.authority.latest.cursor
+        await eventually(lambda: client.status.transport == "websocket")
+        await server.publish(checkout__limits={"max_items": 3})
+        await client.wait_for_version(4, timeout=DEADLINE_S)
+    assert versions == [3, 4]
+
+
+async def test_a_polled_version_that_does_not_fit_is_rejected_and_not_asked_for_in_a_circle(server: Any, connect: Any) -> None:
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    async with connect() as client:
+        client.bind("checkout/limits", dict[str, int])
+        await server.publish(checkout__limits={"max_items": "x"})
+        assert (await server.receipt(3)).state == "rejected"
+        asked = len(
+            [
+                1
+                for _, path, query in server.requests
+                if path.startswith("/v1/bundles") and query.get("have") == [str(client.cursor)]
+            ]
+        )
+        assert asked <= 3
+        assert client.config("checkout/limits")["max_items"] == 1
+
+
+async def test_a_polled_environment_that_does_not_exist_fails_the_start(server: Any, connect: Any) -> None:
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    with pytest.raises(NotFound):
+        async with connect(environment="other"):
+            pytest.fail("started")
+
+
+async def test_a_token_that_polling_is_refused_with_stops_the_client(server: Any, connect: Any) -> None:
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    server.bundle_status = (HTTPStatus.UNAUTHORIZED, {"code": "unauthenticated", "detail": "the token was revoked"})
+    with pytest.raises(Unauthenticated, match="revoked"):
+        async with connect():
+            pytest.fail("started")
+
+
+# --- the disk -----------------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_with_everything_down_runs_on_the_disk_copy_and_says_so(server: Any, connect: Any) -> None:
+    async with connect() as client:
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+        first = client.status
+    await server.stop()
+    async with connect() as client:
+        status = client.status
+        assert client.config("checkout/limits")["max_items"] == 2
+        assert (status.source, status.transport, status.connected) == ("disk", "disk", False)
+        assert status.cursor == first.cursor
+        assert status.last_error is not None
+        assert status.instance == first.instance
+        assert status.incarnation > first.incarnation
+
+
+async def test_a_restart_replays_nothing_and_goes_on_where_it_was(server: Any, connect: Any) -> None:
+    async with connect() as client:
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+    seen: list[tuple[int | None, int]] = []
+    client = connect()
+    client.on_version(lambda update: seen.append((update.previous and update.previous.number, update.cursor.number)))
+    async with client:
+        await server.publish(checkout__limits={"max_items": 3})
+        await client.wait_for_version(4, timeout=DEADLINE_S)
+        assert client.status.source == "network"
+    assert seen == [(3, 4)]
+    assert server.hellos[-1].subscriptions[0].have.number == 3
+
+
+async def test_a_receipt_that_may_have_been_lost_in_a_crash_is_given_again(server: Any, connect: Any) -> None:
+    async with connect():
+        first = await server.receipt(2)
+    server.receipts.clear()
+    async with connect():
+        again = await server.receipt(2)
+    assert (again.state, again.version, again.applied_at_us) == ("applied", first.version, first.applied_at_us)
+
+
+async def test_a_start_without_network_and_without_a_copy_says_what_to_do(server: Any, connect: Any) -> None:
+    await server.stop()
+    with pytest.raises(TimedOut, match="cache_dir"):
+        async with connect(start_timeout=0.2):
+            pytest.fail("started")
+
+
+async def test_require_network_does_not_start_from_the_disk(server: Any, connect: Any) -> None:
+    async with connect():
+        pass
+    await server.stop()
+    with pytest.raises(TimedOut):
+        async with connect(require_network=True, start_timeout=0.2):
+            pytest.fail("started")
+
+
+async def test_a_silent_server_does_not_hold_up_a_start_from_the_disk(server: Any, connect: Any) -> None:
+    async with connect():
+        pass
+
+    async def silent(_: Any) -> None: ...
+
+    server.script = silent
+    async with connect() as client:
+        assert client.status.source == "disk"
+
+
+async def test_a_damaged_copy_is_passed_over_and_said(server: Any, connect: Any, tmp_path: Path) -> None:
+    async with connect():
+        pass
+    [copy] = tmp_path.glob("*/slot-0/state-*")
+    copy.write_bytes(copy.read_bytes()[:-10])
+    async with connect() as client:
+        assert client.status.disk == "damaged"
+        assert client.config("search")["pages"] == 10
+        assert server.hellos[-1].subscriptions[0].have is None
+
+
+async def test_a_copy_that_somebody_changed_with_its_digest_does_not_verify(server: Any, connect: Any, tmp_path: Path) -> None:
+    from heliograph.client._disk import read_copy, write_copy
+
+    async with connect():
+        pass
+    [copy] = tmp_path.glob("*/slot-0/state-*")
+    body = await asyncio.to_thread(read_copy, copy)
+    assert body is not None
+    assert b"max_items" in body
+    await asyncio.to_thread(write_copy, copy, body.replace(b"EUR", b"USD"))
+    await server.stop()
+    with pytest.raises(TimedOut):
+        async with connect(start_timeout=0.2):
+            pytest.fail("started on a changed copy")
+
+
+async def test_a_copy_that_no_longer_fits_the_application_is_not_used(server: Any, connect: Any) -> None:
+    async with connect():
+        pass
+    await server.stop()
+    client = connect(start_timeout=0.2)
+    client.bind("checkout/limits", dict[str, str])
+    with pytest.raises(TimedOut):
+        async with client:
+            pytest.fail("started")
+
+
+async def test_without_a_cache_dir_nothing_is_written(server: Any, connect: Any, tmp_path: Path) -> None:
+    async with connect(cache_dir=None) as client:
+        assert client.status.disk == "off"
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_cache_dir_that_cannot_be_used_is_no_reason_to_stay_away(server: Any, connect: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    async with connect(cache_dir=tmp_path / "file") as client:
+        assert client.status.disk == "unwritable"
+        assert client.config("search")["pages"] == 10
+
+
+async def test_two_clients_on_one_cache_dir_are_two_instances_and_the_second_reads_the_firsts_copy(
+    server: Any, connect: Any
+) -> None:
+    async with connect():
+        pass
+    await server.stop()
+    async with connect() as first, connect() as second:
+        assert first.status.instance != second.status.instance
+        assert second.config("search")["pages"] == 10
+        assert second.status.source == "disk"
+
+
+PROCESS = """
+import asyncio, sys
+from heliograph import Heliograph
+async def main():
+    async with Heliograph(sys.argv[1], token=sys.stdin.readline().strip(), namespace="shop", environment="production", cache_dir=sys.argv[2]) as client:
+        print(client.status.instance, client.config("search")["pages"], flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+asyncio.run(main())
+"""
+
+
+async def test_two_processes_on_one_cache_dir(server: Any, tmp_path: Path) -> None:
+    children = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PROCESS, server.url, str(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    try:
+        said = []
+        for child in children:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(server.authority.token().encode() + b"\n")
+            said.append((await asyncio.wait_for(child.stdout.readline(), DEADLINE_S)).decode().split())
+        assert said[0][0] != said[1][0]
+        assert [one[1] for one in said] == ["10", "10"]
+        assert {hello.instance for hello in server.hellos} == {one[0] for one in said}
+    finally:
+        for child in children:
+            with_input = child.stdin
+            assert with_input is not None
+            with_input.write(b"\n")
+            await asyncio.wait_for(child.wait(), DEADLINE_S)
