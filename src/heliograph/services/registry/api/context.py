@@ -1,0 +1,57 @@
+"""What every handler works with, and the questions every request is asked first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from heliograph.access.permissions import Action, allow
+from heliograph.access.principal import Principal
+from heliograph.access.store import TokenStore
+from heliograph.core import names
+from heliograph.core.records import Signed
+from heliograph.eventlog.wake import Bell
+from heliograph.runtime.http import bearer_token
+from heliograph.runtime.postgres import Pool
+from heliograph.services.registry.answers import Endpoints
+from heliograph.services.registry.commit import Commits
+from heliograph.services.registry.heads import Place
+from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.objects import Objects
+from heliograph.services.registry.propagations import Propagations
+from heliograph.services.registry.publish import Publish
+from heliograph.services.registry.reading import Reading
+from heliograph.services.registry.rollback import Rollback
+from heliograph.services.registry.store import Store
+from heliograph.services.registry.tokens import TokenDesk
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    pool: Pool
+    store: Store
+    objects: Objects
+    commits: Commits
+    publish: Publish
+    rollback: Rollback
+    reading: Reading
+    replay: Replay
+    tokens: TokenStore
+    token_desk: TokenDesk
+    propagations: Propagations
+    bell: Bell
+    trust: Signed
+    endpoints: Endpoints
+    wait_max_s: float
+
+    async def principal(self, request: Request) -> Principal:
+        """Raises Unauthenticated, Unavailable."""
+        return await self.tokens.principal(bearer_token(request))
+
+    async def permitted(self, request: Request, action: Action, namespace: str, environment: str) -> tuple[Principal, Place]:
+        """Who asks, and about what. Raises Unauthenticated, InvalidName, Forbidden."""
+        principal = await self.principal(request)
+        place = Place(names.namespace(namespace), names.environment(environment))
+        allow(principal, action, place.namespace, place.environment)
+        return principal, place

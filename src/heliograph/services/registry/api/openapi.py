@@ -1,0 +1,106 @@
+"""The OpenAPI document: routes as FastAPI knows them, bodies and answers from the types in `answers`.
+
+python -m heliograph.services.registry.api.openapi > contracts/openapi.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from heliograph import __version__
+from heliograph.services.registry import answers
+
+ANY_JSON: Final = "any"
+"""A body that is any JSON: a document, a schema."""
+NDJSON: Final = "ndjson"
+_REF: Final = "#/components/schemas/{name}"
+
+Shape = type[msgspec.Struct] | str | None
+
+
+def _parameter(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+IDEMPOTENCY_KEY: Final = _parameter(
+    "Idempotency-Key", "1 to 200 printable characters; the same request with it is answered once and replayed after"
+)
+WRITE_HEADERS: Final = [
+    _parameter("If-Match", 'the version id that the head must have: "sha256:…"; otherwise 412 with what has changed'),
+    IDEMPOTENCY_KEY,
+    _parameter(
+        "Prefer", "wait=2, share=0.95: hold the answer until that share of the connected instances has applied the version"
+    ),
+    _parameter("Heliograph-Message", "percent-encoded; why this is done"),
+]
+
+
+def gives(status: int, shape: Shape, description: str = "") -> dict[int | str, dict[str, Any]]:
+    """An answer, for a route's ``responses``."""
+    answer: dict[str, Any] = {"description": description or _DESCRIPTIONS.get(status, "")}
+    if shape == NDJSON:
+        answer["content"] = {"application/x-ndjson": {"schema": {"type": "string"}}}
+    elif shape is not None:
+        answer["content"] = {"application/json": {"schema": _schema(shape)}}
+    return {status: answer}
+
+
+_DESCRIPTIONS: Final = {200: "OK", 201: "Committed", 204: "Done", 304: "As it was"}
+
+
+def takes(shape: Shape | dict[str, Any], parameters: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """A body, for a route's ``openapi_extra``."""
+    extra: dict[str, Any] = {}
+    if parameters:
+        extra["parameters"] = parameters
+    if shape is not None:
+        schema = shape if isinstance(shape, dict) else _schema(shape)
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return extra
+
+
+def _schema(shape: Shape) -> dict[str, Any]:
+    return {} if isinstance(shape, str) or shape is None else {"$ref": _REF.format(name=shape.__name__)}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole document. Every problem is one shape, said once for each route as its default answer."""
+    made = get_openapi(title="Heliograph registry", version=__version__, routes=app.routes, description=_ABOUT)
+    own = [each for each in vars(answers).values() if isinstance(each, type) and each.__module__ == answers.__name__]
+    _, components = msgspec.json.schema_components(own, ref_template=_REF)
+    bearer = {"type": "http", "scheme": "bearer", "description": "a token: hel_…"}
+    made["components"] = {"schemas": dict(sorted(components.items())), "securitySchemes": {"token": bearer}}
+    made["security"] = [{"token": []}]
+    problem = {"description": "A problem", "content": {"application/problem+json": {"schema": _schema(answers.Problem)}}}
+    for path, operations in made["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = problem
+            if path in _PUBLIC:
+                operation["security"] = []
+    return made
+
+
+_PUBLIC: Final = ("/v1/endpoints", "/v1/trust")
+_ABOUT: Final = (
+    "Namespaces hold environments, environments hold configs. Every change is one immutable, signed version of an environment. "
+    "Problems are RFC 9457 documents with a stable `code`."
+)
+
+
+def main() -> None:
+    """Prints the document."""
+    from heliograph.services.registry.api.routes import described  # noqa: PLC0415  # routes import this module
+
+    json.dump(document(described()), sys.stdout, indent=2, ensure_ascii=False, sort_keys=True)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

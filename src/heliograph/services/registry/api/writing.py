@@ -1,0 +1,65 @@
+"""From a request that changes an environment to its answer: what publishing, rolling back and creating have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import Request, Response
+
+from heliograph.access.principal import Principal
+from heliograph.core.digest import spell
+from heliograph.runtime.http import Json, RawJson
+from heliograph.services.registry import answers
+from heliograph.services.registry.api import inputs
+from heliograph.services.registry.api.context import Context
+from heliograph.services.registry.commit import Committed, Order, Unchanged
+from heliograph.services.registry.heads import Place
+
+
+class _Which(msgspec.Struct, frozen=True):
+    number: int
+    version: str
+
+
+def order(
+    request: Request, principal: Principal, place: Place, body: bytes, *, action: str, message: str | None = None
+) -> Order:
+    """``message``: of the body; otherwise the header's."""
+    prefers_wait = inputs.wait(request, 0) is not None
+    return Order(
+        place=place,
+        author=principal.id,
+        action=action,
+        received_at_us=request.state.received_at_us,
+        message=message or inputs.message_header(request),
+        trace=str(request.state.trace),
+        answer="now" if prefers_wait else "soon",
+        if_match=inputs.if_match(request),
+        key=inputs.idempotency_key(request),
+        request=inputs.fingerprint(request, body),
+    )
+
+
+async def answer(context: Context, request: Request, place: Place, outcome: Committed | Unchanged) -> Response:
+    """201 with the new version, byte for byte the same for a replay; 200 when nothing was to be changed. A request that waits gets, beside that, the
+    propagation as it is after the wait."""
+    if isinstance(outcome, Unchanged):
+        row = await context.store.version(place, outcome.head.version)
+        said = answers.of_row(row, outcome.head, unchanged=True)
+        return Json(said, headers={"ETag": f'"{said.version}"'})
+    which = msgspec.json.decode(outcome.body, type=_Which)
+    headers = {"ETag": f'"{which.version}"'} | ({"Idempotency-Replayed": "true"} if outcome.replayed else {})
+    body = outcome.body
+    if wait := inputs.wait(request, context.wait_max_s):
+        waited, story = await context.propagations.wait(place, which.number, share=wait.share, seconds=wait.seconds)
+        body = _with(body, {"wait": waited} | ({"propagation": story} if story is not None else {}))
+    return RawJson(body, outcome.status, headers)
+
+
+def _with(body: bytes, more: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(msgspec.json.decode(body) | more)
+
+
+def etag_of(version: bytes) -> str:
+    return f'"{spell(version)}"'

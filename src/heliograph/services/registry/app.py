@@ -1,0 +1,178 @@
+"""Wiring of the registry's process."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import asyncpg
+import structlog
+from fastapi import FastAPI
+
+from heliograph.access.store import TokenStore
+from heliograph.core.errors import InvalidRequest, Unavailable
+from heliograph.eventlog.wake import Bell
+from heliograph.keys.local import LocalKeys
+from heliograph.runtime.clock import now_us
+from heliograph.runtime.http import make_app, serve_http
+from heliograph.runtime.postgres import Pool, open_pool, translating
+from heliograph.services.registry.answers import Endpoints
+from heliograph.services.registry.api.context import Context
+from heliograph.services.registry.api.routes import add_routes
+from heliograph.services.registry.changes import MAX_VERSION_BODY
+from heliograph.services.registry.commit import Commits, Signers
+from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.objects import Objects
+from heliograph.services.registry.propagations import Propagations
+from heliograph.services.registry.publish import Publish
+from heliograph.services.registry.reading import Reading
+from heliograph.services.registry.renew import Renewal, Upkeep
+from heliograph.services.registry.rollback import Rollback
+from heliograph.services.registry.settings import RegistrySettings
+from heliograph.services.registry.store import Store
+from heliograph.services.registry.three_way import ThreeWay
+from heliograph.services.registry.tokens import TokenDesk
+from heliograph.services.registry.validation import Validation
+from heliograph.telemetry import loop_lag
+from heliograph.telemetry.health import Readiness
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+LARGE = {"/versions": MAX_VERSION_BODY}
+DATABASE_CHECK_S = 5.0
+
+
+async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
+    """Sets ``ready`` when it takes requests; returns after a clean drain once ``stop`` is set.
+
+    Raises Corrupt when there is a history without its keys, Unavailable when the database is not there or not migrated.
+    """
+    metrics, readiness = Metrics(), Readiness("http", "database")
+    async with AsyncExitStack() as opened:
+        url = settings.database_url.get_secret_value()
+        pool = await open_pool(url, "heliograph registry", size=settings.database_pool, timeout_s=settings.database_timeout_s)
+        opened.push_async_callback(pool.close)
+        store = Store(pool)
+        keys = await _keys(settings, store)
+        tokens = TokenStore(pool, keys.anchor)
+        await _first_start(settings, tokens)
+        validation = Validation(processes=settings.validation_processes, limit_s=settings.validation_s)
+        opened.push_async_callback(validation.close)
+        await validation.open()
+        propagations = await _propagations(settings)
+        opened.push_async_callback(propagations.close)
+        bell = Bell(pool)
+        upkeep, context = _wire(settings, pool, store, keys, tokens, validation, propagations, bell, metrics)
+        app = make_app("registry", metrics=metrics, readiness=readiness, large=LARGE)
+        add_routes(app, context)
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(bell.run(), name="registry bell"),
+                tasks.create_task(upkeep.run(), name="registry upkeep"),
+                tasks.create_task(loop_lag.run(metrics, stop), name="registry loop lag"),
+                tasks.create_task(_watch(pool, readiness), name="registry database"),
+                tasks.create_task(_announce(readiness, ready), name="registry readiness"),
+            ]
+            await _answer(app, settings, readiness, stop)
+            for task in running:
+                task.cancel()
+
+
+def _wire(
+    settings: RegistrySettings,
+    pool: Pool,
+    store: Store,
+    keys: LocalKeys,
+    tokens: TokenStore,
+    validation: Validation,
+    propagations: Propagations,
+    bell: Bell,
+    metrics: Metrics,
+) -> tuple[Upkeep, Context]:
+    objects = Objects(store, node_bytes=settings.node_cache_bytes, text_bytes=settings.text_cache_bytes)
+    head_life_us = int(settings.head_life_s * 1e6)
+    commits = Commits(store, objects, Signers(keys.commit, keys.head), bell, metrics, head_life_us=head_life_us)
+    three_way = ThreeWay(store, objects)
+    renewal = Renewal(store, commits, bell, head_life_us=head_life_us)
+    context = Context(
+        pool=pool,
+        store=store,
+        objects=objects,
+        commits=commits,
+        publish=Publish(commits, objects, validation, three_way),
+        rollback=Rollback(commits, store, objects, three_way),
+        reading=Reading(store, objects),
+        replay=Replay(pool, store, renewal, bell),
+        tokens=tokens,
+        token_desk=TokenDesk(store, tokens, bell),
+        propagations=propagations,
+        bell=bell,
+        trust=keys.statement,
+        endpoints=_endpoints(settings),
+        wait_max_s=settings.wait_max_s,
+    )
+    return Upkeep(settings, store, renewal, metrics), context
+
+
+async def _keys(settings: RegistrySettings, store: Store) -> LocalKeys:
+    try:
+        exists = await store.history_exists()
+    except asyncpg.UndefinedTableError:
+        raise Unavailable("the database has no Heliograph tables yet: run heliograph migrate") from None
+    return await asyncio.to_thread(LocalKeys.open_or_create, settings.data_dir / "keys", history_exists=exists, now_us=now_us())
+
+
+async def _first_start(settings: RegistrySettings, tokens: TokenStore) -> None:
+    if await tokens.bootstrap(settings.data_dir / "tokens"):
+        log.info("first_tokens_written", folder=str(settings.data_dir / "tokens"))
+
+
+async def _propagations(settings: RegistrySettings) -> Propagations:
+    """The ledger is asked with the service token that was given, or with the one of the first start."""
+    url = settings.url_of(settings.ledger_url, settings.ledger_port)
+    try:
+        return Propagations.at(url, settings.service_token_text())
+    except InvalidRequest:
+        path = settings.data_dir / "tokens" / "service.token"
+        text = await asyncio.to_thread(lambda: path.read_text().strip() if path.exists() else "")
+        if not text:
+            log.warning("no_service_token", detail="publishes that wait will not be told how far they came")
+        return Propagations.at(url, text)
+
+
+def _endpoints(settings: RegistrySettings) -> Endpoints:
+    return Endpoints(
+        api=settings.url_of(settings.public_api_url, settings.registry_port),
+        stream=settings.url_of(settings.public_stream_url, settings.sync_port, "ws", "/v1/stream"),
+        bundles=settings.url_of(settings.public_bundles_url, settings.sync_http_port),
+        ledger=settings.url_of(settings.public_ledger_url, settings.ledger_port),
+    )
+
+
+async def _answer(app: FastAPI, settings: RegistrySettings, readiness: Readiness, stop: asyncio.Event) -> None:
+    await serve_http(
+        app,
+        settings.listen_host,
+        settings.registry_port,
+        stop=stop,
+        on_started=lambda: readiness.met("http"),
+        drain_s=settings.drain_s,
+    )
+
+
+async def _watch(pool: Pool, readiness: Readiness) -> None:
+    """Ready only while the database answers."""
+    while True:
+        try:
+            with translating():
+                await pool.fetchval("select 1")
+            readiness.met("database")
+        except Unavailable as error:
+            readiness.unmet("database", error.detail)
+        await asyncio.sleep(DATABASE_CHECK_S)
+
+
+async def _announce(readiness: Readiness, ready: asyncio.Event) -> None:
+    await readiness.wait()
+    ready.set()

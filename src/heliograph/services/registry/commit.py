@@ -1,0 +1,247 @@
+"""Commits a version on top of the head, whoever else does so at the same time.
+
+A use case says what the next version holds, given a head; here it is signed, and swapped in with one round trip. Writers of one environment in
+this process take turns, so that they do not race for a swap that only one can win; writers in other processes are met by the swap itself:
+when the head has moved, the use case is asked again on top of the new one. The head that is remembered from the last commit is a guess that saves
+a read; a refusal is never based on a guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakValueDictionary
+
+import structlog
+
+from heliograph.core import dsse
+from heliograph.core.errors import (
+    AlreadyExists,
+    Contended,
+    HeliographError,
+    IdempotencyKeyReused,
+    NotFound,
+    Overloaded,
+    StaleBase,
+)
+from heliograph.core.frames import Answer
+from heliograph.core.records import HEAD_TYPE, VERSION_TYPE, Signed
+from heliograph.eventlog.wake import Bell
+from heliograph.keys.ports import Signer
+from heliograph.runtime import retry
+from heliograph.runtime.clock import now_us
+from heliograph.services.registry import answers
+from heliograph.services.registry.cache import ByteCache
+from heliograph.services.registry.draft import EMPTY, Content, Draft, draft, event_body, objects_of
+from heliograph.services.registry.heads import HeadRow, Place
+from heliograph.services.registry.objects import Objects
+from heliograph.services.registry.store import Answered, Commit, Keyed, Store, head_after
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+ATTEMPTS: Final = 8
+TURN_S: Final = 10.0
+"""Seconds a writer may stand in line for its environment: a line that long is an overload."""
+CREATED: Final = 201
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request to change an environment: by whom, on what condition, and how it is to be told.
+
+    ``if_match``: the version id that the head must have. ``key``, ``request``: the idempotency key, and the digest of the request it stands for.
+    """
+
+    place: Place
+    author: str
+    action: str
+    received_at_us: int
+    message: str | None = None
+    trace: str | None = None
+    answer: Answer = "soon"
+    if_match: bytes | None = None
+    key: str | None = None
+    request: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """``body``: the answer, byte for byte what a replay will get. ``replayed``: it was committed by an earlier request with this key."""
+
+    status: int
+    body: bytes
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """The head is what was asked for already."""
+
+    head: HeadRow
+
+
+Make = Callable[[HeadRow], Awaitable[Content | None]]
+"""What the next version holds on top of a head; None: just what the head holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signers:
+    commit: Signer
+    head: Signer
+
+
+class Commits:
+    """``head_life_us``: how long a signed head is good for."""
+
+    def __init__(
+        self, store: Store, objects: Objects, signers: Signers, bell: Bell, metrics: Metrics, *, head_life_us: int
+    ) -> None:
+        self._store = store
+        self._objects = objects
+        self._signers = signers
+        self._bell = bell
+        self._metrics = metrics
+        self._head_life_us = head_life_us
+        self._heads: ByteCache[Place, HeadRow] = ByteCache(16 << 20)
+        self._turns: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+
+    async def create(self, order: Order) -> Committed:
+        """Version 1 of a new environment. Raises AlreadyExists, NotFound (no such namespace)."""
+        done = await self._swap(order, None, EMPTY)
+        assert done is not None, "there is no head that could move"
+        return done
+
+    async def commit(self, order: Order, make: Make) -> Committed | Unchanged:
+        """Exactly one new version on top of the head it is given, or none.
+
+        Raises what ``make`` raises, StaleBase, IdempotencyKeyReused, NotFound, Contended, Unavailable (then nobody knows: ask again by key).
+        """
+        async with self._turn(order.place):
+            return await self._attempts(order, make)
+
+    async def signed_head(self, text: bytes) -> Signed:
+        return await _sign(self._signers.head, HEAD_TYPE, text)
+
+    def remember(self, place: Place, head: HeadRow) -> None:
+        self._heads.put(place, head, 1024)
+
+    # --- attempts -----------------------------------------------------------------------------------------------------------------
+
+    async def _attempts(self, order: Order, make: Make) -> Committed | Unchanged:
+        base, certain = await self._guess(order.place)
+        for attempt in range(ATTEMPTS):
+            made = await self._made(order, make, base)
+            if isinstance(made, Content):
+                if done := await self._swap(order, base, made):
+                    return done
+                self._metrics.retries.labels("commit").inc()
+                await asyncio.sleep(retry.delay(attempt, base_s=0.002, cap_s=0.1))
+            elif certain:
+                return await self._concluded(order, base, made)
+            base, certain = await self._store.head(order.place), True
+        self._metrics.commits.labels("contended").inc()
+        raise Contended(f"{order.place} moved {ATTEMPTS} times while this was being committed; nothing was changed")
+
+    async def _guess(self, place: Place) -> tuple[HeadRow, bool]:
+        """A head to try on, and whether it was read just now."""
+        remembered = self._heads.get(place)
+        return (remembered, False) if remembered else (await self._store.head(place), True)
+
+    async def _made(self, order: Order, make: Make, base: HeadRow) -> Content | HeliographError | None:
+        if order.if_match is not None and order.if_match != base.version:
+            return StaleBase(
+                f"{order.place} is at version {base.number} now, not at the one in If-Match", head=base.id, number=base.number
+            )
+        try:
+            return await make(base)
+        except HeliographError as error:
+            return error
+
+    async def _concluded(self, order: Order, base: HeadRow, made: HeliographError | None) -> Committed | Unchanged:
+        """Nothing to commit. Before saying so: this very request may be the retry of one that moved the head to where it is."""
+        if order.key and (before := await self._store.answered(order.author, order.key)):
+            return self._replayed(order, before)
+        if made is None:
+            self.remember(order.place, base)
+            return Unchanged(base)
+        raise made
+
+    # --- the swap -----------------------------------------------------------------------------------------------------------------
+
+    async def _swap(self, order: Order, base: HeadRow | None, content: Content) -> Committed | None:
+        """None: the head has moved."""
+        made = draft(
+            order.place, base, content, author=order.author, message=order.message, now_us=now_us(), life_us=self._head_life_us
+        )
+        record = await _sign(self._signers.commit, VERSION_TYPE, made.text)
+        head = await self.signed_head(made.head_text)
+        body = answers.of_draft(made, record, head)
+        event = event_body(made, record, head, received_at_us=order.received_at_us, trace=order.trace, answer=order.answer)
+        keyed = Keyed(order.author, order.key, Answered(order.request, CREATED, body)) if order.key else None
+        commit = Commit(
+            made, record, head, event, order.received_at_us, order.trace, actor=order.author, action=order.action, keyed=keyed
+        )
+        started = time.perf_counter()
+        outcome, before = await self._store.commit(commit)
+        self._metrics.commit_seconds.observe(time.perf_counter() - started)
+        self._metrics.commits.labels(outcome).inc()
+        match outcome:
+            case "committed":
+                self._settle(made, head)
+                return Committed(CREATED, body)
+            case "moved":
+                return None
+            case "missing":
+                raise NotFound(f"no environment {order.place}" if base else f"no namespace {order.place.namespace}")
+            case "exists":
+                raise AlreadyExists(f"environment {order.place} exists already")
+            case "reused":
+                raise _reused()
+        assert before is not None, "a replay has an answer"
+        return Committed(before.status, before.body, replayed=True)
+
+    def _settle(self, made: Draft, head: Signed) -> None:
+        self._bell.ring()
+        self.remember(made.place, head_after(made, head))
+        self._objects.learn(objects_of(made))
+        log.info(
+            "version_committed",
+            namespace=made.place.namespace,
+            environment=made.place.environment,
+            number=made.version.number,
+            version=made.id,
+            kind=made.version.kind,
+            changed=len(made.content.leaves),
+        )
+
+    def _replayed(self, order: Order, before: Answered) -> Committed:
+        if before.request != order.request:
+            raise _reused()
+        self._metrics.commits.labels("replayed").inc()
+        return Committed(before.status, before.body, replayed=True)
+
+    @asynccontextmanager
+    async def _turn(self, place: Place) -> AsyncIterator[None]:
+        lock = self._turns.setdefault(place, asyncio.Lock())
+        try:
+            async with asyncio.timeout(TURN_S):
+                await lock.acquire()
+        except TimeoutError:
+            raise Overloaded(f"more is being written to {place} than it takes", retry_after=1) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+async def _sign(signer: Signer, payload_type: str, text: bytes) -> Signed:
+    return dsse.attach(text, [(signer.keyid, await signer.sign(dsse.pae(payload_type, text)))])
+
+
+def _reused() -> IdempotencyKeyReused:
+    return IdempotencyKeyReused("this Idempotency-Key was used for another request; use a new key for a new request")

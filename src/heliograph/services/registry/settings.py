@@ -1,0 +1,41 @@
+"""The registry's settings."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from heliograph.runtime.settings import DatabaseSettings
+
+
+class RegistrySettings(DatabaseSettings):
+    registry_port: int = Field(7070, ge=0, le=65535, description="port of the REST API")
+
+    # only to tell clients where things are, and where to ask the ledger
+    sync_port: int = Field(7071, ge=0, le=65535, description="port of the stream, for the default of the public address")
+    sync_http_port: int = Field(7072, ge=0, le=65535, description="port of the bundles, for the default of the public address")
+    ledger_port: int = Field(7073, ge=0, le=65535, description="port of the ledger, for the default of its addresses")
+    public_api_url: str = Field("", description="where clients reach the REST API; empty: this host and port")
+    public_stream_url: str = Field("", description="where clients reach the stream; empty: this host and the stream's port")
+    public_bundles_url: str = Field("", description="where clients reach bundles; empty: this host and the bundles' port")
+    public_ledger_url: str = Field("", description="where people reach the ledger; empty: this host and the ledger's port")
+    ledger_url: str = Field("", description="where the registry reaches the ledger; empty: this host and the ledger's port")
+
+    # long enough that clients stay fresh through a registry's restart, short enough that a stolen head key is soon worth nothing
+    head_life_s: float = Field(600.0, gt=0, description="seconds a signed head is good for")
+    head_renew_s: float = Field(300.0, gt=0, description="seconds after which it is signed anew: half its life")
+    wait_max_s: float = Field(30.0, gt=0, description="seconds a publish may wait for its propagation at most")
+
+    node_cache_bytes: int = Field(64 << 20, ge=1 << 20, description="memory for the nodes of tries")
+    text_cache_bytes: int = Field(32 << 20, ge=1 << 20, description="memory for leaves and schemas")
+    validation_processes: int = Field(2, ge=1, le=64, description="processes for validations that may take long")
+    validation_s: float = Field(2.0, gt=0, description="seconds one validation may take")
+
+    # well beyond any client's retries
+    idempotency_keep_s: float = Field(7 * 86400.0, gt=0, description="seconds an idempotency key is remembered")
+    event_keep_days: int = Field(7, ge=1, description="days that events and receipts stay in PostgreSQL's log")
+    kafka_bootstrap: str = Field("", description="set when the log is Kafka: events are then kept until they are relayed")
+
+    def url_of(self, given: str, port: int, scheme: str = "http", path: str = "") -> str:
+        """What was set, or this host with a port."""
+        host = f"[{self.listen_host}]" if ":" in self.listen_host else self.listen_host
+        return given or f"{scheme}://{host}:{port}{path}"

@@ -1,0 +1,356 @@
+"""The registry's PostgreSQL: one method for each statement, in the registry's own types. Decides nothing.
+
+Failures of the server come out as Unavailable or TimedOut; then nothing was acknowledged, and of a commit it is not known whether it happened:
+the same request with the same idempotency key finds out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from heliograph.core.digest import unspell
+from heliograph.core.errors import NotFound
+from heliograph.core.names import Environment, Namespace
+from heliograph.core.records import Signed
+from heliograph.runtime.postgres import Connection, Pool, translating
+from heliograph.services.registry.draft import Draft, objects_of
+from heliograph.services.registry.heads import HeadRow, Place, VersionRow, signatures_text, signed
+from heliograph.services.registry.statements import SQL
+
+Swapped = Literal["committed", "moved", "replayed", "reused", "missing", "exists"]
+MAX_NUMBER = 2**53
+SHOWN_NAMES = 20  # in a list of versions
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a request with an idempotency key was answered first. ``request``: digest of that request."""
+
+    request: bytes
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """The idempotency row that a commit writes along."""
+
+    principal: str
+    key: str
+    answered: Answered
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """All that the commit function takes."""
+
+    draft: Draft
+    record: Signed
+    head: Signed
+    event: bytes
+    received_at_us: int
+    trace: str | None
+    actor: str
+    action: str
+    keyed: Keyed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    bytes: int
+    found: int
+    purged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentRow:
+    name: str
+    epoch: int
+    number: int
+    version: bytes
+    configs: int
+    at_us: int
+
+
+class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
+    """``detail`` is JSON."""
+
+    id: int
+    at: datetime
+    namespace: str | None
+    environment: str | None
+    actor: str
+    action: str
+    detail: msgspec.Raw
+
+
+class Store:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        with translating():
+            async with self._pool.acquire() as connection, connection.transaction():
+                yield connection  # type: ignore[misc]  # the pool's proxy is a connection in all but type
+
+    async def _rows(self, name: str, *values: Any) -> list[Any]:
+        with translating():
+            return await self._pool.fetch(SQL[name], *values)
+
+    async def _row(self, name: str, *values: Any) -> Any:
+        with translating():
+            return await self._pool.fetchrow(SQL[name], *values)
+
+    # --- heads and versions -------------------------------------------------------------------------------------------------------
+
+    async def head(self, place: Place) -> HeadRow:
+        """Raises NotFound."""
+        row = await self._row("head", place.namespace, place.environment)
+        if row is None:
+            raise NotFound(f"no environment {place}")
+        return _head(row)
+
+    async def heads(self, after: tuple[str, str], limit: int) -> list[tuple[Place, Signed, Signed]]:
+        """(place, head, version) by name."""
+        return [
+            (_place(row), signed(row["payload"], row["signatures"]), signed(row["record"], row["record_signatures"]))
+            for row in await self._rows("heads", *after, limit)
+        ]
+
+    async def heads_to_renew(self, issued_before_us: int, limit: int) -> list[tuple[Place, HeadRow]]:
+        return [(_place(row), _head(row)) for row in await self._rows("heads_to_renew", issued_before_us, limit)]
+
+    async def oldest_head_us(self) -> int | None:
+        row = await self._row("oldest_head")
+        return None if row is None else row[0]
+
+    async def history_exists(self) -> bool:
+        return bool((await self._row("history_exists"))[0])
+
+    async def version(self, place: Place, which: int | bytes) -> VersionRow:
+        """By number or by id. Raises NotFound."""
+        name = "version_by_number" if isinstance(which, int) else "version_by_id"
+        row = await self._row(name, place.namespace, place.environment, which)
+        if row is None:
+            raise NotFound(f"{place} has no such version")
+        return _version(row, len(row["names"]))
+
+    async def versions_before(self, place: Place, number: int, limit: int) -> list[VersionRow]:
+        """Newest first."""
+        rows = await self._rows("versions_before", place.namespace, place.environment, number, limit, SHOWN_NAMES)
+        return [_version(row, row["changed"]) for row in rows]
+
+    async def records_after(self, place: Place, number: int, limit: int) -> list[tuple[int, Signed]]:
+        rows = await self._rows("records_after", place.namespace, place.environment, number, limit)
+        return [(row["number"], signed(row["record"], row["record_signatures"])) for row in rows]
+
+    async def ids_after(self, place: Place, number: int, limit: int) -> list[tuple[int, bytes]]:
+        return [
+            (row["number"], row["id"])
+            for row in await self._rows("ids_after", place.namespace, place.environment, number, limit)
+        ]
+
+    # --- writing ------------------------------------------------------------------------------------------------------------------
+
+    async def commit(self, commit: Commit) -> tuple[Swapped, Answered | None]:
+        """One round trip; see the function in the migration."""
+        row = await self._row("commit", *_arguments(commit))
+        answered = None if row["answer"] is None else Answered(b"", row["status"], row["answer"])
+        return row["outcome"], answered
+
+    async def renew(
+        self,
+        place: Place,
+        base: HeadRow,
+        head: Signed,
+        times_us: tuple[int, int],
+        event: bytes,
+        *,
+        within: Connection | None = None,
+    ) -> bool:
+        """False: the head has moved. ``times_us``: issued, expires. ``within``: in that transaction."""
+        values = (
+            *(place.namespace, place.environment, base.version, base.issued_at_us, *times_us),
+            *(head.payload, signatures_text(head), place.shard, event),
+        )
+        with translating():
+            return bool(await (within or self._pool).fetchval(SQL["renew"], *values))
+
+    async def answered(self, principal: str, key: str) -> Answered | None:
+        row = await self._row("answered", principal, key)
+        return None if row is None else Answered(row["request"], row["status"], row["answer"])
+
+    @staticmethod
+    async def remember(connection: Connection, principal: str, key: str, answered: Answered) -> bool:
+        """In the caller's transaction. False: the key was used before."""
+        values = (principal, key, answered.request, answered.status, answered.body)
+        return (await connection.execute(SQL["remember"], *values)).endswith(" 1")
+
+    async def forget_answers(self, older_than_s: float, limit: int) -> int:
+        with translating():
+            return int((await self._pool.execute(SQL["forget_answers"], older_than_s, limit)).split()[-1])
+
+    # --- objects ------------------------------------------------------------------------------------------------------------------
+
+    async def objects(self, namespace: Namespace, digests: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Those that are there and not purged."""
+        return {row["digest"]: row["body"] for row in await self._rows("objects", namespace, list(digests))}
+
+    async def weigh(self, namespace: Namespace, digests: Iterable[bytes]) -> Weight:
+        row = await self._row("weigh", namespace, list(digests))
+        return Weight(row["bytes"], row["found"], row["purged"])
+
+    # --- names --------------------------------------------------------------------------------------------------------------------
+
+    async def create_namespace(self, name: Namespace, by: str) -> datetime | None:
+        """When; None if it is there already."""
+        row = await self._row("create_namespace", name, by)
+        return None if row is None else row["created_at"]
+
+    async def namespaces(self, after: str, limit: int) -> list[tuple[str, datetime]]:
+        return [(row["name"], row["created_at"]) for row in await self._rows("namespaces", after, limit)]
+
+    async def namespace_exists(self, name: Namespace) -> bool:
+        return bool((await self._row("namespace_exists", name))[0])
+
+    async def environments(self, namespace: Namespace, after: str, limit: int) -> list[EnvironmentRow]:
+        return [
+            EnvironmentRow(row["environment"], row["epoch"], row["number"], row["version"], row["configs"], row["at_us"])
+            for row in await self._rows("environments", namespace, after, limit)
+        ]
+
+    # --- audit, events, letters ---------------------------------------------------------------------------------------------------
+
+    async def note(
+        self,
+        namespace: str | None,
+        environment: str | None,
+        actor: str,
+        action: str,
+        detail: object,
+        *,
+        within: Connection | None = None,
+    ) -> int:
+        """An audit row; ``within`` the transaction it describes."""
+        text = msgspec.json.encode(detail).decode()
+        with translating():
+            return int(await (within or self._pool).fetchval(SQL["note"], namespace, environment, actor, action, text))
+
+    async def audit_before(self, place: Place, number: int, limit: int) -> list[AuditRow]:
+        rows = await self._rows("audit_before", place.namespace, place.environment, number, limit)
+        return [
+            AuditRow(
+                id=row["id"],
+                at=row["at"],
+                namespace=row["namespace"],
+                environment=row["environment"],
+                actor=row["actor"],
+                action=row["action"],
+                detail=msgspec.Raw(row["detail"].encode()),
+            )
+            for row in rows
+        ]
+
+    @staticmethod
+    async def append_event(connection: Connection, shard: int, key: str, body: bytes, trace: str | None) -> None:
+        await connection.execute(SQL["append_event"], shard, key, body, trace)
+
+    @staticmethod
+    async def settle_letter(connection: Connection, number: int, state: str, by: str) -> bool:
+        """False: somebody settled it before."""
+        return (await connection.execute(SQL["settle_letter"], number, state, by)).endswith(" 1")
+
+    async def keep_partitions(self, *, days_ahead: int, keep_days: int, relayed: bool) -> int:
+        """Makes the log's next days and drops old ones; how many were dropped."""
+        await self._row("make_partitions", days_ahead)
+        return int((await self._row("drop_partitions", keep_days, relayed))[0])
+
+
+def _arguments(commit: Commit) -> tuple[Any, ...]:
+    """In the order of the function's parameters."""
+    made, keyed = commit.draft, commit.keyed
+    objects = objects_of(made)
+    names = sorted(made.content.leaves)
+    detail = {"number": made.version.number, "version": made.id, "changed": len(names), "names": names[:100]}
+    return (
+        *(made.place.namespace, made.place.environment),
+        *((made.base.version, made.base.issued_at_us) if made.base else (None, None)),
+        *([each.digest for each in objects], [each.kind for each in objects], [each.body for each in objects]),
+        *(
+            made.version.epoch,
+            made.version.number,
+            unspell(made.id),
+            unspell(made.version.root),
+            b"".join(made.peaks),
+            made.at_us,
+        ),
+        *(made.message.digest if made.message else None, names, made.content.configs),
+        *(commit.record.payload, signatures_text(commit.record)),
+        *(made.head.safe, *made.head_times_us, commit.head.payload, signatures_text(commit.head)),
+        *(commit.received_at_us, commit.trace, made.place.shard, commit.event),
+        *(commit.actor, commit.action, msgspec.json.encode(detail).decode()),
+        *(keyed.principal if keyed else None, keyed.key if keyed else None),
+        *((keyed.answered.request, keyed.answered.status, keyed.answered.body) if keyed else (None, None, None)),
+    )
+
+
+def _place(row: Any) -> Place:
+    return Place(Namespace(row["namespace"]), Environment(row["environment"]))
+
+
+def _head(row: Any) -> HeadRow:
+    peaks = row["peaks"]
+    return HeadRow(
+        epoch=row["epoch"],
+        number=row["number"],
+        version=row["version"],
+        root=row["root"],
+        peaks=tuple(peaks[at : at + 32] for at in range(0, len(peaks), 32)),
+        at_us=row["at_us"],
+        configs=row["configs"],
+        safe=row["safe"],
+        issued_at_us=row["issued_at_us"],
+        expires_at_us=row["expires_at_us"],
+        signed=signed(row["payload"], row["signatures"]),
+    )
+
+
+def head_after(made: Draft, head: Signed) -> HeadRow:
+    """The head's row once a draft is committed."""
+    return HeadRow(
+        epoch=made.version.epoch,
+        number=made.version.number,
+        version=unspell(made.id),
+        root=unspell(made.version.root),
+        peaks=made.peaks,
+        at_us=made.at_us,
+        configs=made.content.configs,
+        safe=made.head.safe,
+        issued_at_us=made.head_times_us[0],
+        expires_at_us=made.head_times_us[1],
+        signed=head,
+    )
+
+
+def _version(row: Any, changed: int) -> VersionRow:
+    return VersionRow(
+        number=row["number"],
+        id=row["id"],
+        epoch=row["epoch"],
+        root=row["root"],
+        record=signed(row["record"], row["record_signatures"]),
+        head=signed(row["head"], row["head_signatures"]),
+        message=None if row["message_text"] is None else row["message_text"].decode(),
+        names=tuple(row["names"]),
+        changed=changed,
+        configs=row["configs"],
+        received_at_us=row["received_at_us"],
+        trace=row["trace"],
+    )
