@@ -31,7 +31,7 @@ MAX_REASON: Final = 1000  # a sentence or two for people; longer ones are cut
 MAX_FINGERPRINT: Final = 8 * 1024
 MAX_SELECTORS: Final = 256
 MAX_INT: Final = 2**53 - 1
-MAX_AHEAD_US: Final = 86_400_000_000  # a clock a day ahead is broken, and receipts are kept by day
+DAY_US: Final = 86_400_000_000  # a clock a day off is broken, and receipts are kept by day
 
 _from_sync: Final[msgspec.json.Decoder[FromSync]] = msgspec.json.Decoder(FromSync)
 _from_registry: Final[msgspec.json.Decoder[FromRegistry]] = msgspec.json.Decoder(FromRegistry)
@@ -104,10 +104,10 @@ def head_in(event: VersionEvent | HeadEvent) -> Head:
 
 
 def answer_in(event: Received) -> Answer:
-    """What is kept of a receipt. Nothing is applied later than its receipt was taken, whatever the client's clock says."""
+    """What is kept of a receipt. A time that cannot be (later than the receipt, more than a day before) is the receipt's own."""
     reason = (event.reason or "")[:MAX_REASON] or None
-    applied_at_us = event.applied_at_us if 0 < event.applied_at_us < event.received_at_us else event.received_at_us
-    return Answer(event.state, reason, applied_at_us, event.received_at_us)
+    plausible = event.received_at_us - DAY_US < event.applied_at_us < event.received_at_us
+    return Answer(event.state, reason, event.applied_at_us if plausible else event.received_at_us, event.received_at_us)
 
 
 def _decoded(decoder: msgspec.json.Decoder[_E], body: bytes) -> _E:
@@ -188,5 +188,5 @@ def _check_numbers(*numbers: int) -> None:
 
 def _check_times(now_us: int, *times_us: int) -> None:
     _check_numbers(*times_us)
-    if max(times_us) > now_us + MAX_AHEAD_US:
+    if max(times_us) > now_us + DAY_US:
         raise Invalid("a time lies more than a day ahead")

@@ -62,7 +62,7 @@ class Keeper:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._every(RETAIN_EVERY_S, self.retain), name="ledger retention")
             tasks.create_task(self._every(SWEEP_EVERY_S, self.sweep), name="ledger sweep")
-            tasks.create_task(self._every(DRIFT_EVERY_S, self._count_drift), name="ledger drift")
+            tasks.create_task(self._every(DRIFT_EVERY_S, self.count_drift), name="ledger drift")
             tasks.create_task(self._tick_for_ever(), name="ledger ticks")
 
     async def tick(self) -> None:
@@ -151,7 +151,7 @@ class Keeper:
         for region, count in self._ledger.board.connected_by_region().items():
             self._metrics.connected_instances.labels(region).set(count)
 
-    async def _count_drift(self) -> None:
+    async def count_drift(self) -> None:
         self._metrics.drifting_instances.set(
             await self._tables.count_behind(self._now_us() - _us(self._settings.drift_grace_s))
         )
