@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 import structlog
 from picows import (
+    WSCloseCode,
     WSFrame,
     WSListener,
     WSMsgType,
@@ -242,8 +243,9 @@ class _Listener(WSListener):
 
     def _said_goodbye(self, transport: WSTransport, frame: WSFrame) -> None:
         self.open = False
-        code = frame.get_close_code()
-        transport.send_close(code if 1000 <= code <= 4999 and code not in (1005, 1006, 1015) else 1000, b"")
+        code: int = frame.get_close_code()
+        echoed = code if 1000 <= code <= 4999 and code not in _NEVER_SENT else 1000
+        transport.send_close(cast("WSCloseCode", echoed), b"")
         transport.disconnect()
 
 

@@ -1,0 +1,1 @@
+"""Relay: copies the event table to Kafka, partition = shard, in order and without a gap."""

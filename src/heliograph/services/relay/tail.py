@@ -1,0 +1,72 @@
+"""Where a partition ends: the position from which the relay goes on."""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from heliograph.core.errors import Unavailable
+from heliograph.core.events import SHARDS
+from heliograph.eventlog.kafka import CONSUMER, Options
+
+CALL_S: Final = 10.0
+FIRST_LOOK: Final = 8
+Place = tuple[int, int]  # (timeline, position)
+
+
+def tails(bootstrap: str, topic: str, options: Options) -> dict[int, Place]:
+    """The largest (timeline, position) among the last records of each partition; (0, 0) where there is none. Blocks. Raises Unavailable.
+
+    The largest, and not the last: a relay that had lost its lead may have appended older ones. The last offsets may hold no record at all
+    (retention, control records), so it looks back 8, 64, 512 … offsets until one turns up.
+    """
+    consumer = Consumer(
+        {"bootstrap.servers": bootstrap, **CONSUMER, **options, "enable.partition.eof": True, "fetch.wait.max.ms": 5}
+    )
+    try:
+        return _tails(consumer, topic)
+    except KafkaException as error:
+        raise Unavailable(f"Kafka: {error}", retry_after=1) from None
+    finally:
+        consumer.close()
+
+
+def _tails(consumer: Consumer, topic: str) -> dict[int, Place]:
+    marks = {
+        shard: consumer.get_watermark_offsets(TopicPartition(topic, shard), timeout=CALL_S, cached=False)
+        for shard in range(SHARDS)
+    }
+    found: dict[int, Place] = dict.fromkeys(range(SHARDS), (0, 0))
+    open_ = {shard for shard, (low, high) in marks.items() if high > low}
+    back = FIRST_LOOK
+    while open_:
+        start = {shard: max(marks[shard][0], marks[shard][1] - back) for shard in open_}
+        _look(consumer, topic, start, found)
+        open_ = {shard for shard in open_ if found[shard] == (0, 0) and start[shard] > marks[shard][0]}
+        back *= 8
+    return found
+
+
+def _look(consumer: Consumer, topic: str, start: dict[int, int], found: dict[int, Place]) -> None:
+    consumer.assign([TopicPartition(topic, shard, offset) for shard, offset in start.items()])
+    waiting = set(start)
+    while waiting:
+        message = consumer.poll(CALL_S)
+        if message is None:
+            raise Unavailable("Kafka does not answer", retry_after=1)
+        if error := message.error():
+            if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # the library's public name for it
+                waiting.discard(message.partition())
+            elif not error.retriable():
+                raise KafkaException(error)
+            continue
+        shard = message.partition()
+        assert shard is not None
+        found[shard] = max(found[shard], place_of(message))
+
+
+def place_of(message: Message) -> Place:
+    pairs = cast("list[tuple[str, bytes]]", message.headers() or [])
+    headers = dict(pairs)
+    return int(headers.get("timeline", b"1")), int(headers["position"])
