@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import Field, SecretStr
 
-from heliograph.core.errors import AlreadyExists, Corrupt
+from heliograph.core.errors import Corrupt
 from heliograph.keys.local import write_private
 from heliograph.runtime.embedded_postgres import EmbeddedPostgres
 from heliograph.runtime.migrate import migrate
@@ -52,7 +51,7 @@ class AllInOneSettings(ServiceSettings):
 
 async def serve(settings: AllInOneSettings, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
     """Raises AlreadyExists when another process uses the data folder. Ends loudly when PostgreSQL or a service does."""
-    async with _folder(settings.data_dir), _database(settings.data_dir / "postgres") as postgres:
+    async with _database(settings.data_dir / "postgres") as postgres:
         supervisor = Supervisor(
             [
                 ("registry", partial(registry.serve, RegistrySettings(**_for_role(settings, postgres, "registry")))),
@@ -62,7 +61,7 @@ async def serve(settings: AllInOneSettings, *, ready: asyncio.Event, stop: async
         )
         await asyncio.to_thread(_write_cli_file, settings)
         async with _ended(postgres, stop):
-            await supervisor.run(stop=stop, on_ready=_announcing(ready))
+            await supervisor.run(stop=stop, on_ready=ready.set)
 
 
 def _for_role(settings: AllInOneSettings, postgres: EmbeddedPostgres, role: str) -> dict[str, Any]:
@@ -80,33 +79,6 @@ def _for_role(settings: AllInOneSettings, postgres: EmbeddedPostgres, role: str)
         "ledger_port": settings.ledger_port,
         "kafka_bootstrap": "",
     }
-
-
-def _announcing(ready: asyncio.Event) -> Callable[[], None]:
-    return ready.set
-
-
-@asynccontextmanager
-async def _folder(data_dir: Path) -> AsyncIterator[None]:
-    """The data folder, for this process alone. The lock goes with the process, however it ends."""
-    lock = await asyncio.to_thread(_lock, data_dir)
-    try:
-        yield
-    finally:
-        lock.close()
-
-
-def _lock(data_dir: Path) -> Any:
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
-    file = (data_dir / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise AlreadyExists(
-            f"another Heliograph runs on {data_dir.absolute()}; stop it, or choose a folder with HELIOGRAPH_DATA_DIR"
-        ) from None
-    return file
 
 
 @asynccontextmanager

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -53,6 +55,25 @@ async def test_a_long_path_still_gets_a_socket(folder):
     deep = folder / ("d" * 60) / ("e" * 60)
     server = EmbeddedPostgres(deep / "data")
     await server.start()
+    connection = await asyncpg.connect(server.url())
+    assert await connection.fetchval("select 1") == 1
+    await connection.close()
+    await server.stop()
+
+
+async def test_a_server_left_behind_by_a_killed_process_is_taken_over(folder):
+    program = (
+        "import asyncio, sys, os, signal; from pathlib import Path; from heliograph.runtime.embedded_postgres import EmbeddedPostgres as E\n"
+        "asyncio.run(E(Path(sys.argv[1])).start()); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(folder / "data"))
+    assert await killed.wait() == -signal.SIGKILL
+    orphan = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+    os.kill(orphan, 0)  # it lives
+
+    server = EmbeddedPostgres(folder / "data")
+    await server.start()
+    assert server.pid != orphan
     connection = await asyncpg.connect(server.url())
     assert await connection.fetchval("select 1") == 1
     await connection.close()

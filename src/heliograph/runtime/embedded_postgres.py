@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import pwd
 import shutil
@@ -15,12 +16,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import structlog
 
@@ -74,12 +76,14 @@ def _identity() -> _Identity:
 
 
 class EmbeddedPostgres:
-    """One server on one folder. Not for two processes at once: the second start raises AlreadyExists."""
+    """One server on one folder. Not for two processes at once: the second start raises AlreadyExists. A server that was left behind by a
+    killed process is stopped, and started anew as our child."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._identity = _identity()
         self._data = self._socket = self.folder
+        self._lock: IO[str] | None = None
         self._child: subprocess.Popen[bytes] | None = None  # not asyncio's: uvloop's cannot change the user
 
     @property
@@ -101,14 +105,16 @@ class EmbeddedPostgres:
 
     async def stop(self) -> None:
         """Fast shutdown: open transactions are rolled back, what was committed is on disk."""
-        if self._child is None or self._child.poll() is not None:
-            return
-        self._child.send_signal(signal.SIGINT)
-        try:
-            await asyncio.wait_for(self.ended(), STOP_S)
-        except TimeoutError:
-            self._child.kill()
-            await self.ended()
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(signal.SIGINT)
+            try:
+                await asyncio.wait_for(self.ended(), STOP_S)
+            except TimeoutError:
+                self._child.kill()
+                await self.ended()
+        if self._lock:
+            self._lock.close()
+            self._lock = None
 
     async def ended(self) -> int:
         """Waits until the server ends, wanted or not; its exit status."""
@@ -121,7 +127,9 @@ class EmbeddedPostgres:
 
     def _prepare(self) -> tuple[Path, bool]:
         """The folder of the binaries, and whether there is no data yet."""
-        self._refuse_if_running()
+        if self._lock is None:
+            self._take_lock()
+            self._end_orphan()
         if self._identity.name and not self.folder.exists() and not _reachable(self.folder):
             self._move_out()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -132,12 +140,29 @@ class EmbeddedPostgres:
         self._identity.owns(self._socket)
         return self._readable(_installed()), not (self.folder / "PG_VERSION").exists()
 
-    def _refuse_if_running(self) -> None:
-        pid = _postmaster_pid(self.folder)
-        if pid and _is_postgres(pid):
+    def _take_lock(self) -> None:
+        """The folder is ours alone. The lock goes with this process, however it ends."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.folder.with_name(self.folder.name + ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
             raise AlreadyExists(
-                f"another process (pid {pid}) runs PostgreSQL on {self.folder}; stop it, or choose another data folder"
-            )
+                f"another process runs PostgreSQL on {self.folder}; stop it, or choose another data folder"
+            ) from None
+        self._lock = lock
+
+    def _end_orphan(self) -> None:
+        """The lock is ours, so a server that still runs here has lost the process that started it."""
+        pid = _postmaster_pid(self.folder)
+        if pid is None or not _is_postgres(pid):
+            return
+        log.warning("postgres_orphan_stopped", pid=pid)
+        os.kill(pid, signal.SIGINT)
+        deadline = time.monotonic() + STOP_S
+        while _is_postgres(pid) and time.monotonic() < deadline:
+            time.sleep(WATCH_S)
 
     def _move_out(self) -> None:
         """As root below a private folder (a home of mode 0700) the server's user could not reach its data: it goes to a place of its own, and the

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from enum import IntEnum
 from typing import Protocol, TypeVar
 
@@ -49,19 +49,30 @@ def run(name: str, make_settings: type[S], serve: ServeWith[S]) -> int:
     gc.set_threshold(50_000, 20, 100)  # full collections of a large heap stop the loop; see docs/architecture.md
     try:
         uvloop.run(_until_signal(name, settings, serve))
-    except Invalid as error:
-        log.error("bad_settings", detail=error.detail)
-        return Exit.BAD_SETTINGS
-    except Unavailable as error:
-        log.error("unavailable", detail=error.detail)
-        return Exit.UNAVAILABLE
     except HeliographError as error:
-        log.error("service_ended", code=error.code, detail=error.detail)
-        return Exit.FAILED
+        return _ended(error)
     except BaseExceptionGroup as group:
+        expected = [each for each in _leaves(group) if isinstance(each, HeliographError)]
+        if expected:
+            return _ended(expected[0])
         log.error("service_ended", exc_info=group)
         return Exit.FAILED
     return Exit.OK
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each
+
+
+def _ended(error: HeliographError) -> Exit:
+    log.error("service_ended", code=error.code, detail=error.detail)
+    if isinstance(error, Invalid):
+        return Exit.BAD_SETTINGS
+    return Exit.UNAVAILABLE if isinstance(error, Unavailable) else Exit.FAILED
 
 
 async def _until_signal(name: str, settings: S, serve: ServeWith[S]) -> None:
