@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliograph.client._values import ABSENT, freeze, pointer_text, pointer_tokens, read, resolve, same, thaw
+from heliograph.client._values import ABSENT, freeze, read, resolve, same, thaw
 from heliograph.core.errors import InvalidRequest
+from heliograph.core.pointer import pointer_text, pointer_tokens
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=5),

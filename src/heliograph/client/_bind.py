@@ -13,8 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgspec
 
-from heliograph.client._values import pointer_text
 from heliograph.core.errors import Fault, InvalidRequest, SchemaViolation
+from heliograph.core.pointer import pointer_text
 
 T = TypeVar("T")
 Made_co = TypeVar("Made_co", covariant=True)

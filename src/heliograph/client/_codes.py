@@ -62,14 +62,4 @@ def error_of(code: str, detail: str) -> errors.HeliographError:
     """The error that an ``error`` frame or a problem document names by its stable code."""
     if code == errors.StaleBase.code:  # the one leaf that needs data; a client never commits
         return errors.Conflict(detail)
-    return _BY_CODE.get(code, errors.HeliographError)(detail)
-
-
-def _leaves(kind: type[errors.HeliographError]) -> dict[str, type[errors.HeliographError]]:
-    found = {kind.code: kind}
-    for below in kind.__subclasses__():
-        found |= _leaves(below)
-    return found
-
-
-_BY_CODE: Final = _leaves(errors.HeliographError)
+    return errors.by_code(code)(detail)

@@ -10,8 +10,9 @@ from heliograph.client._bind import Fitter, fitter
 from heliograph.client._dispatch import Feed
 from heliograph.client._live import Callback, Live, Validator
 from heliograph.client._state import Change, State, Update
-from heliograph.client._values import ABSENT, Absent, pointer_tokens, resolve, thaw
+from heliograph.client._values import ABSENT, Absent, resolve, thaw
 from heliograph.core.errors import NotFound, SchemaViolation
+from heliograph.core.pointer import pointer_tokens
 from heliograph.core.records import Cursor
 
 T = TypeVar("T")

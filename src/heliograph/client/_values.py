@@ -14,8 +14,6 @@ from typing import Any, Final
 
 import msgspec
 
-from heliograph.core.errors import InvalidRequest
-
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
@@ -63,21 +61,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
-
-
-def pointer_tokens(pointer: str) -> tuple[str, ...]:
-    """The steps of a JSON Pointer (RFC 6901). Raises InvalidRequest."""
-    if not pointer:
-        return ()
-    if not pointer.startswith("/") or re.search(r"~(?![01])", pointer):
-        raise InvalidRequest(
-            f"{pointer!r} is not a JSON Pointer; write '' for the whole document or '/member/0' for a place in it"
-        )
-    return tuple(step.replace("~1", "/").replace("~0", "~") for step in pointer[1:].split("/"))
-
-
-def pointer_text(steps: Iterable[str | int]) -> str:
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
 def resolve(value: Any, tokens: Iterable[str]) -> Any:

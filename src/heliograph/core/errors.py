@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,3 +230,18 @@ class TimedOut(Unavailable):
 class Corrupt(HeliographError):
     code = "corrupt"
     title = "Stored data contradicts itself"
+
+
+def by_code(code: str) -> type[HeliographError]:
+    """The class that a stable code stands for; `HeliographError` itself for one that this release does not know."""
+    return _BY_CODE.get(code, HeliographError)
+
+
+def _below(kind: type[HeliographError]) -> dict[str, type[HeliographError]]:
+    found = {kind.code: kind}
+    for each in kind.__subclasses__():
+        found |= _below(each)
+    return found
+
+
+_BY_CODE: Final = _below(HeliographError)
