@@ -22,7 +22,6 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,7 +31,7 @@ from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.telemetry import tracing
 from heliograph.telemetry.health import Readiness
-from heliograph.telemetry.metrics import Metrics
+from heliograph.telemetry.metrics import CONTENT_TYPE, Metrics
 
 log = structlog.get_logger()
 
@@ -85,7 +84,8 @@ def _add_health(app: FastAPI, metrics: Metrics, readiness: Readiness) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def exposition() -> Response:
-        return Response(generate_latest(metrics.collectors), media_type="text/plain; version=0.0.4; charset=utf-8")
+        text = await asyncio.to_thread(metrics.exposition)  # it reads /proc
+        return Response(text, media_type=CONTENT_TYPE)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------------
