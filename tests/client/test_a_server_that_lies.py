@@ -328,21 +328,62 @@ async def test_a_jump_needs_a_path(server: Any, connect: Any) -> None:
         await witness.goes_on_with(6)
 
 
-async def test_a_rewritten_history(server: Any, connect: Any) -> None:
+@pytest.mark.parametrize("path", ["none", "empty", "of our number", "of another number", "of our own history"])
+async def test_a_rewritten_history(server: Any, connect: Any, path: str) -> None:
     """Both keys stolen or a backup restored: numbers go on, every signature is good, and the past is another one."""
+    honest = server.authority
+    other = honest.fork()
+    other.versions.pop()
+    for number in range(2, 6):
+        other.publish(checkout__limits={"max_items": number}, checkout__cart={"currency": "EUR"}, search={"pages": 10})
+    ours = honest.fork()
+    for number in range(2, 6):
+        ours.publish(checkout__limits={"max_items": number})
+    paths = {
+        "none": None,
+        "empty": (),
+        "of our number": other.path(2, other.latest),
+        "of another number": other.path(1, other.latest),
+        "of our own history": ours.path(2, ours.latest),
+    }
     async with connect() as client:
         witness = Witness(client, server)
-        other = server.authority.fork()
-        other.versions.pop()
-        for number in range(2, 6):
-            other.publish(checkout__limits={"max_items": number}, checkout__cart={"currency": "EUR"}, search={"pages": 10})
-        held = server.authority.latest
-        jump = other.snapshot(have=held.cursor)
-        for path in (None, other.path(2, other.latest), other.path(1, other.latest), ()):
-            witness.alarms.clear()
-            client.status  # noqa: B018
-            await witness.told(replace(jump, ancestry=path))
+        await witness.told(replace(other.snapshot(), ancestry=paths[path]))
         await witness.refuses("forked", answered=other.latest.record.number)
+
+
+async def test_after_a_rejection_a_snapshot_from_elsewhere_is_no_alarm(server: Any, connect: Any) -> None:
+    """The server thinks that we hold what we rejected, and may send a snapshot that goes on from there."""
+    async with connect() as client:
+        client.bind("checkout/limits", dict[str, int])
+        witness = Witness(client, server)
+        await server.publish(checkout__limits={"max_items": "x"})
+        await server.receipt(3, "rejected")
+        server.authority.publish(checkout__limits={"max_items": 4}, search={"pages": 4})
+        await witness.told(server.authority.snapshot(have=server.authority.at(3).cursor))
+        await client.wait_for_version(4, timeout=DEADLINE_S)
+        assert witness.alarms == []
+        assert client.config("search")["pages"] == 4
+
+
+async def test_a_fork_that_hides_behind_a_rejection_is_found(server: Any, connect: Any) -> None:
+    other = server.authority.fork()
+    other.versions.pop()
+    for number in range(2, 6):
+        other.publish(checkout__limits={"max_items": number}, checkout__cart={"currency": "EUR"}, search={"pages": 10})
+
+    async def resynced(connection: Any, frame: frames.Resync) -> None:
+        await connection.send(other.snapshot())
+
+    server.resynced = resynced
+    async with connect() as client:
+        bound = client.bind("checkout/limits", dict[str, int])
+        witness = Witness(client, server)
+        await server.publish(checkout__limits={"max_items": "x"})
+        await server.receipt(3, "rejected")
+        await witness.told(other.snapshot())
+        await witness.refuses("forked", answered=5)
+        assert bound.value == {"max_items": 1}
 
 
 async def test_the_next_number_with_another_parent(server: Any, connect: Any) -> None:

@@ -90,7 +90,7 @@ async def test_a_storm_of_marks_is_one_write_of_the_latest(tmp_path: Path) -> No
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert read_copy(tmp_path / "state") == b"99"
+    assert await asyncio.to_thread(read_copy, tmp_path / "state") == b"99"
     assert encoded == [99]
 
 

@@ -15,9 +15,17 @@ def answered(number: int, state: State = "applied", subscription: int = 1) -> An
     return Answered(subscription, Cursor(1, number, f"v{number}"), state, applied_at_us=number)
 
 
+def connected(receipts: Receipts, now_us: int = 0) -> Receipts:
+    """A connection to a server that knows everything."""
+    receipts.connected({1: None})
+    receipts.shown(1, Cursor(9, 10**9, "newest"))
+    receipts.again(now_us=now_us, jitter_us=0)
+    return receipts
+
+
 @pytest.fixture
 def receipts() -> Receipts:
-    return Receipts(Random(1))
+    return connected(Receipts(Random(1)))
 
 
 def numbers(receipts: Receipts, now_us: int) -> list[int]:
@@ -56,14 +64,14 @@ def test_a_new_connection_numbers_anew_what_is_not_durable(receipts: Receipts) -
         receipts.add(answered(number), now_us=0, jitter_us=0)
     assert [frame.seq for frame in receipts.due(0, 0)] == [1, 2, 3]
     receipts.acknowledged(1)
-    receipts.connected(now_us=100, jitter_us=0)
+    connected(receipts, 100)
     assert [(frame.seq, frame.number) for frame in receipts.due(100, 0)] == [(1, 2), (2, 3)]
 
 
 def test_an_acknowledgement_of_the_old_connection_means_nothing_before_anything_was_sent(receipts: Receipts) -> None:
     receipts.add(answered(1), now_us=0, jitter_us=0)
     receipts.due(0, 0)
-    receipts.connected(now_us=1, jitter_us=0)
+    connected(receipts, 1)
     receipts.acknowledged(5)
     assert len(receipts) == 1
 
@@ -103,6 +111,33 @@ def test_frames_carry_the_clock_offset_of_the_moment_they_leave(receipts: Receip
     assert receipts.due(0, 42)[0].clock_offset_us == 42
 
 
+def test_a_receipt_waits_for_a_server_that_knows_the_version(receipts: Receipts) -> None:
+    for number in (42, 43, 44):
+        receipts.add(answered(number), now_us=0, jitter_us=0)
+    receipts.connected({1: Cursor(1, 44, "v44")})
+    receipts.again(now_us=0, jitter_us=0)
+    assert numbers(receipts, 0) == [44], "it was told in hello that we hold 44"
+    receipts.shown(1, Cursor(1, 42, "v42"))
+    assert receipts.wake_us == 0
+    assert numbers(receipts, 0) == [42]
+    receipts.shown(1, Cursor(2, 1, "x"))
+    assert numbers(receipts, 0) == [43]
+
+
+def test_what_did_not_verify_is_told_to_nobody_else(receipts: Receipts) -> None:
+    receipts.add(Answered(1, Cursor(1, 5, "forged"), "rejected", verified=False), now_us=0, jitter_us=0)
+    assert numbers(receipts, 0) == [5]
+    connected(receipts)
+    assert len(receipts) == 0
+
+
+def test_a_restarted_history_ends_the_receipts_of_older_epochs(receipts: Receipts) -> None:
+    receipts.add(answered(5), now_us=0, jitter_us=0)
+    receipts.add(answered(6, subscription=2), now_us=0, jitter_us=0)
+    receipts.drop_before(1, 2)
+    assert [waiting.answered.subscription for waiting in receipts._queue] == [2]
+
+
 @given(
     st.lists(
         st.one_of(
@@ -114,7 +149,7 @@ def test_frames_carry_the_clock_offset_of_the_moment_they_leave(receipts: Receip
     )
 )
 def test_whatever_happens_nothing_is_lost_before_it_is_durable(steps: list[tuple]) -> None:
-    receipts, now, number = Receipts(Random(2)), 0, 0
+    receipts, now, number = connected(Receipts(Random(2))), 0, 0
     given_out: dict[int, tuple[str, int]] = {}  # seq -> (state, number), on this connection
     durable: set[int] = set()
     states: dict[int, str] = {}
@@ -128,7 +163,7 @@ def test_whatever_happens_nothing_is_lost_before_it_is_durable(steps: list[tuple
                 receipts.acknowledged(seq)
                 durable |= {given_out[s][1] for s in given_out if s <= seq}
             case ("reconnect",):
-                receipts.connected(now_us=now, jitter_us=0)
+                connected(receipts, now)
                 given_out.clear()
             case ("wait", us):
                 now += us
@@ -136,7 +171,7 @@ def test_whatever_happens_nothing_is_lost_before_it_is_durable(steps: list[tuple
             assert given_out.setdefault(frame.seq, (frame.state, frame.number)) == (frame.state, frame.number)
         assert [n for _, (_, n) in sorted(given_out.items())] == sorted(n for _, n in given_out.values())
     now += 10 * RESEND_US
-    receipts.connected(now_us=now, jitter_us=0)
+    connected(receipts, now)
     last = {frame.number for frame in receipts.due(now, 0)}
     kept = durable | last
     for one, state in states.items():

@@ -409,7 +409,10 @@ async def test_a_client_starts_once(connect: Any) -> None:
         ({"namespace": None}, InvalidRequest),
         ({"view": "checkout/"}, InvalidRequest),
         ({"view": []}, InvalidName),
+        ({"view": ["a"] * 257}, InvalidRequest),
         ({"trust": "sha256:short"}, InvalidRequest),
+        ({"labels": {str(number): "" for number in range(33)}}, InvalidRequest),
+        ({"app": "a" * 201}, InvalidRequest),
         ({"subscriptions": [Subscription("a", "b"), Subscription("a", "b")]}, InvalidRequest),
     ],
 )

@@ -47,8 +47,9 @@ class Network(RuleBasedStateMachine):
         self.applied: list[Cursor] = []
         self.answers: list[frames.Receipt] = []
         self.flying: list[frames.FromServer] = []
-        self.sent_up_to: Any = None
-        self.connected = False
+        self.node_head: Any = None
+        self.node_thinks: Cursor | None = None  # what the node believes that its client holds
+        self.connected = self.disordered = False
 
     def check(self, update: Any) -> None:
         if update.cursor.number in self.rejects:
@@ -61,21 +62,18 @@ class Network(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), value=st.integers(0, 3) | st.none(), rejected=st.booleans())
     def publish(self, name: str, value: int | None, rejected: bool) -> None:
-        before = self.authority.latest
         done = self.authority.publish(**{name.replace("/", "__"): None if value is None else {"v": value}})
         if rejected:
             self.rejects.add(done.record.number)
-        if self.connected and self.sent_up_to == before:
-            self.flying.append(self.authority.delta(before, self.view))
-            self.sent_up_to = done
 
     @precondition(lambda self: not self.connected)
-    @rule()
-    def connect(self) -> None:
+    @rule(behind=st.integers(0, 2))
+    def connect(self, behind: int) -> None:
+        """To a node that may be some versions behind the others."""
         hello = self.session.greet(self.now)
-        self.connected = True
-        self.flying = [self.authority.bring(hello.subscriptions[0].have, self.view)]
-        self.sent_up_to = self.authority.latest
+        self.connected, self.disordered, self.flying = True, False, []
+        self.node_head = self.authority.versions[max(0, len(self.authority.versions) - 1 - behind)]
+        self.node_thinks = hello.subscriptions[0].have
         limits = frames.Limits(max_frame_bytes=1, max_subscriptions=1)
         self.take(
             frames.Welcome(
@@ -89,18 +87,32 @@ class Network(RuleBasedStateMachine):
                 limits=limits,
             )
         )
+        if self.node_thinks == self.node_head.cursor:
+            self.flying.append(frames.Current(subscription=1, head=self.authority.head(self.node_head)))
+        else:
+            self.node_sends()
+
+    @precondition(lambda self: self.connected)
+    @rule(whole=st.booleans())
+    def node_learns(self, whole: bool) -> None:
+        """The next version reaches the node, and it sends what its client lacks: a delta, or a snapshot where that is smaller."""
+        at = self.authority.versions.index(self.node_head)
+        if at + 1 < len(self.authority.versions):
+            self.node_head = self.authority.versions[at + 1]
+            self.node_sends(whole=whole)
 
     @precondition(lambda self: self.connected)
     @rule()
     def disconnect(self) -> None:
         self.session.lost()
-        self.connected, self.flying, self.sent_up_to = False, [], None
+        self.connected, self.flying = False, []
 
     @precondition(lambda self: self.flying)
     @rule(which=st.integers(0, 5), keep=st.booleans())
     def deliver(self, which: int, keep: bool) -> None:
         """Any of the frames, not only the first; once, or once more later."""
         at = which % len(self.flying)
+        self.disordered |= at > 0 or keep
         frame = self.flying[at]
         if not keep:
             del self.flying[at]
@@ -109,6 +121,7 @@ class Network(RuleBasedStateMachine):
     @precondition(lambda self: self.flying)
     @rule()
     def lose(self) -> None:
+        self.disordered = True
         del self.flying[0]
 
     @precondition(lambda self: self.connected)
@@ -117,13 +130,26 @@ class Network(RuleBasedStateMachine):
         self.now = Moment(self.now.wall_us + ms * 1000, self.now.steady_us + ms * 1000)
         self.tick()
 
-    @rule(version=st.integers(1, 10))
-    def head_is_renewed(self, version: int) -> None:
+    @precondition(lambda self: self.connected)
+    @rule()
+    def head_is_renewed(self) -> None:
         self.authority.clock_us += 1000
-        if self.connected and self.sent_up_to is self.authority.latest:
-            self.flying.append(frames.HeadFrame(subscription=1, head=self.authority.head()))
+        if self.node_thinks == self.node_head.cursor:
+            self.flying.append(frames.HeadFrame(subscription=1, head=self.authority.head(self.node_head)))
 
     # --- helpers -------------------------------------------------------------------------------------------------------------------
+
+    def node_sends(self, *, whole: bool = False) -> None:
+        """As a node does: nothing to a client that has seen more than itself."""
+        have = self.node_thinks
+        if have is not None and have.number >= self.node_head.record.number:
+            return
+        known = next((one for one in self.authority.versions if one.cursor == have), None)
+        if known is None or whole:
+            self.flying.append(self.authority.snapshot(self.view, to=self.node_head, have=have))
+        else:
+            self.flying.append(self.authority.delta(known, self.view, to=self.node_head))
+        self.node_thinks = self.node_head.cursor
 
     def take(self, frame: frames.FromServer) -> None:
         frame = msgspec.json.decode(msgspec.json.encode(frame), type=frames.FromServer)
@@ -133,20 +159,32 @@ class Network(RuleBasedStateMachine):
                     self.live.swap(proposal)
                     self.applied.append(proposal.update.cursor)
                     assert not proposal.update.changed or proposal.update.cursor.number not in self.rejects
-                case Raised(_, alarm):  # a frame that came late looks like a replayed one; nothing else may be suspected
-                    assert alarm.code == "rolled-back", alarm
-                    assert alarm.claimed.number < self.channel.replica.cursor.number
+                case Raised(
+                    _, alarm
+                ):  # late looks like replayed, and early like a hole in the history; in order nothing is suspected
+                    assert self.disordered
+                    held = self.channel.replica.cursor.number
+                    assert alarm.claimed.number < held if alarm.code == "rolled-back" else alarm.claimed.number > held + 1
                 case Rejected(_, rejection):
                     assert rejection.cursor.number in self.rejects
 
     def tick(self) -> None:
         for frame in self.session.due(self.now):
             if isinstance(frame, frames.Receipt):
-                self.answers.append(frame)
-                self.take(frames.ReceiptAck(seq=frame.seq))
+                self.receive(frame)
             elif isinstance(frame, frames.Resync):
-                self.flying.append(self.authority.snapshot(self.view, have=frame.have))
-                self.sent_up_to = self.authority.latest
+                self.node_thinks = self.node_head.cursor
+                if frame.have is None or frame.have.number <= self.node_head.record.number:
+                    self.flying.append(self.authority.snapshot(self.view, to=self.node_head, have=frame.have))
+
+    def receive(self, receipt: frames.Receipt) -> None:
+        """A node closes the connection for good on a receipt for a version that it cannot know of."""
+        thinks = self.node_thinks
+        assert thinks is not None
+        is_held = (receipt.number, receipt.version) == (thinks.number, thinks.version)
+        assert is_held or receipt.number <= min(thinks.number, self.node_head.record.number)
+        self.answers.append(receipt)
+        self.take(frames.ReceiptAck(seq=receipt.seq))
 
     # --- what must hold ------------------------------------------------------------------------------------------------------------
 
@@ -171,18 +209,16 @@ class Network(RuleBasedStateMachine):
         self.rejects.clear()
         if self.connected:
             self.disconnect()
-        self.connect()
+        self.connect(behind=0)
         for _ in range(3):
             while self.flying:
                 self.take(self.flying.pop(0))
             self.now = Moment(self.now.wall_us + 10**9, self.now.steady_us + 10**9)
             self.tick()
-        assert self.channel.replica.cursor == self.authority.latest.cursor
-        assert (self.answers[-1].number, self.answers[-1].version) == (
-            self.authority.latest.record.number,
-            self.authority.latest.id,
-        )
-        assert self.answers[-1].state in {"applied", "unaffected"}
+        head = self.authority.latest
+        assert self.channel.replica.cursor == head.cursor
+        good = [one.version for one in self.answers if one.state in {"applied", "unaffected"}]
+        assert head.id in good
         assert len(self.session.receipts) == 0
         self.versions_come_once_and_in_order()
         self.what_is_read_is_what_that_version_says()

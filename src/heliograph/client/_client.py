@@ -26,9 +26,11 @@ from heliograph.client._status import Alarm, Phase, Status
 from heliograph.core import token as token_text
 from heliograph.core.digest import Digest, unspell
 from heliograph.core.errors import HeliographError, Invalid, InvalidRequest, NotReady, TimedOut
-from heliograph.core.frames import MAX_SUBSCRIPTIONS
+from heliograph.core.frames import MAX_SELECTORS, MAX_SUBSCRIPTIONS
 
 DEFAULT_CACHE: Final = Path("~/.cache/heliograph")
+MAX_LABELS: Final = 32
+MAX_LABEL_TEXT: Final = 200
 DISK_GRACE_S: Final = 2.0  # a start from the disk waits this long for the network, unless it fails before
 REPORT_GRACE_S: Final = 1.0  # a closing client waits this long for its receipts to be durable
 CALLBACK_GRACE_S: Final = 5.0  # and this long for callbacks that are running
@@ -94,8 +96,8 @@ class Heliograph(Reader):
             url=_http_address(url),
             token=token,
             anchor=_anchor(token, trust),
-            app=app,
-            labels=dict(labels or {}),
+            app=_short(app),
+            labels=_labels(labels or {}),
             folder=None if cache_dir is None else Path(cache_dir).expanduser() / _place(url, app),
             proxy=proxy,
             tls=tls,
@@ -343,11 +345,25 @@ def _wanted(
         several.insert(0, Subscription(namespace, environment, view))
     elif namespace is not None or environment is not None or not several:
         raise InvalidRequest("say what to follow: namespace=… and environment=…, or subscriptions=[Subscription(…), …]")
+    if any(len(one.view) > MAX_SELECTORS for one in several):
+        raise InvalidRequest(f"a view has at most {MAX_SELECTORS} selectors; use folders, such as 'checkout/'")
     if len({(one.namespace, one.environment) for one in several}) != len(several) or len(several) > MAX_SUBSCRIPTIONS:
         raise InvalidRequest(
             f"at most {MAX_SUBSCRIPTIONS} subscriptions, one for each namespace and environment; put selectors into one view"
         )
     return several
+
+
+def _labels(labels: Mapping[str, str]) -> dict[str, str]:
+    if len(labels) > MAX_LABELS:
+        raise InvalidRequest(f"an instance has at most {MAX_LABELS} labels")
+    return {_short(name): _short(value) for name, value in labels.items()}
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_LABEL_TEXT:
+        raise InvalidRequest(f"the app and the labels of an instance have at most {MAX_LABEL_TEXT} characters each")
+    return text
 
 
 def _http_address(url: str) -> str:

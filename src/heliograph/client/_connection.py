@@ -141,6 +141,15 @@ class Connection:
             await asyncio.sleep(self._backoff.delay())
 
     async def _pump(self, link: Link, session: Session) -> None:
+        try:
+            await self._exchange(link, session)
+        except HeliographError as error:
+            complaint = session.complaint
+            if complaint is None or isinstance(error, Unavailable):
+                raise
+            raise type(error)(f"{error}; the server said: {complaint}") from None
+
+    async def _exchange(self, link: Link, session: Session) -> None:
         await _first_to_end(link.run(lambda frame: self._take(session, frame)), self._send_due(link, session))
 
     def _take(self, session: Session, frame: FromServer) -> None:

@@ -63,7 +63,7 @@ class Options:
             sdk=SDK,
             sdk_version=heliograph.__version__,
             language=f"python {platform.python_version()}",
-            host=socket.gethostname(),
+            host=socket.gethostname()[:200],
             app=self.app,
             labels=dict(self.labels),
         )

@@ -3,6 +3,9 @@
 Promises:
 
 - A receipt stays here until the server says that it is durable, across any number of connections.
+- It leaves only on a connection whose other end knows the version: it showed that one or a later one here, or we said in hello that we
+  hold it. A node that is behind would take it for a lie and close the connection.
+- What was refused because it did not verify is told to the connection that said it, and to no other.
 - Receipts leave in the order in which versions were answered; ``seq`` grows within a connection.
 - A burst does not become a flood: of one subscription at most `WINDOW` receipts wait for the same random moment. Beyond it the oldest
   that a later one covers is left out (an applied version covers the applied and unaffected ones before it). A rejection never is.
@@ -11,6 +14,7 @@ Promises:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -34,6 +38,7 @@ class Answered:
     reason: str | None = None
     applied_at_us: int = 0
     trace: str | None = None
+    verified: bool = True
 
 
 @dataclass(slots=True)
@@ -49,6 +54,8 @@ class Receipts:
         self._random = random
         self._queue: list[_Pending] = []
         self._last_seq = 0
+        self._held: Mapping[int, Cursor | None] = {}
+        self._shown: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -66,15 +73,26 @@ class Receipts:
 
     def due(self, now_us: int, clock_offset_us: int) -> list[Receipt]:
         """The frames to send now. Each comes back after a growing while until it is acknowledged."""
-        return [self._send(waiting, now_us, clock_offset_us) for waiting in self._queue if waiting.due_us <= now_us]
+        ready = [waiting for waiting in self._queue if waiting.due_us <= now_us and self._is_known(waiting.answered)]
+        return [self._send(waiting, now_us, clock_offset_us) for waiting in ready]
 
     def acknowledged(self, seq: int) -> None:
         """Every receipt of this connection up to ``seq`` is durable."""
         self._queue = [waiting for waiting in self._queue if waiting.seq is None or waiting.seq > seq]
 
-    def connected(self, *, now_us: int, jitter_us: int) -> None:
-        """A new connection: numbers start again, and what is not durable is due again within the jitter."""
+    def connected(self, held: Mapping[int, Cursor | None]) -> None:
+        """A new connection, on which we say that we hold this of each subscription: numbers start again."""
         self._last_seq = 0
+        self._held = dict(held)
+        self._shown.clear()
+        self._queue = [waiting for waiting in self._queue if waiting.answered.verified]
+
+    def shown(self, subscription: int, cursor: Cursor) -> None:
+        """The server at the other end of this connection knows this version and those before it."""
+        self._shown[subscription] = max(self._shown.get(subscription, (0, 0)), (cursor.epoch, cursor.number))
+
+    def again(self, *, now_us: int, jitter_us: int) -> None:
+        """The connection is open: what is not durable is due within the jitter."""
         moment = now_us + int(self._random.uniform(0, jitter_us))
         for waiting in self._queue:
             waiting.seq, waiting.attempts, waiting.due_us = None, 0, moment
@@ -84,9 +102,18 @@ class Receipts:
         for waiting in self._unsent():
             waiting.due_us = now_us
 
+    def drop_before(self, subscription: int, epoch: int) -> None:
+        """The history was restarted: versions of older epochs may not exist any more, and what runs now covers them."""
+        self._queue = [w for w in self._queue if w.answered.subscription != subscription or w.answered.cursor.epoch >= epoch]
+
     @property
     def wake_us(self) -> int | None:
-        return min((waiting.due_us for waiting in self._queue), default=None)
+        return min((waiting.due_us for waiting in self._queue if self._is_known(waiting.answered)), default=None)
+
+    def _is_known(self, answered: Answered) -> bool:
+        cursor = answered.cursor
+        shown = self._shown.get(answered.subscription, (0, 0))
+        return (cursor.epoch, cursor.number) <= shown or self._held.get(answered.subscription) == cursor
 
     def _unsent(self) -> list[_Pending]:
         return [waiting for waiting in self._queue if waiting.seq is None]

@@ -27,7 +27,7 @@ from heliograph.client._live import Proposal, reason_of
 from heliograph.client._receipts import Answered, Receipts
 from heliograph.client._status import Alarm, Rejection, Source
 from heliograph.core import frames
-from heliograph.core.errors import HeliographError, Invalid, Refused
+from heliograph.core.errors import Forked, HeliographError, Invalid, Refused
 from heliograph.core.records import Cursor, Head, Signed
 from heliograph.core.replica import Assembler, Candidate, Replica, StateFrame
 
@@ -35,6 +35,8 @@ SECOND: Final = 1_000_000
 RESYNC_FIRST_S: Final = 1.0
 RESYNC_CAP_S: Final = 60.0
 SILENCE_HEARTBEATS: Final = 3.0  # this many heartbeats without a word from the server: the connection is dead
+DAMAGE_RESYNCS: Final = 1
+GAP_RESYNCS: Final = 3
 RAN: Final = 256
 WELCOME_S: Final = 10.0
 RETRY_REFUSED_S: Final = 30.0  # a subscription that the server would not serve: asked for again on a new connection
@@ -70,6 +72,7 @@ class Channel:
     applied_at_us: int = 0
     rejection: Rejection | None = None
     alarm: Alarm | None = None
+    unsure: bool = False  # whether the server at the other end may think that something else is held here
     refused: Cursor | None = None  # what the last receipt for a refusal was about
     ran: deque[str] = field(default_factory=lambda: deque(maxlen=RAN))  # ids of the versions applied here, the latest
     error: HeliographError | None = None
@@ -132,6 +135,7 @@ class Session:
         self.receipts = Receipts(random)
         self.welcome: frames.Welcome | None = None
         self.leave_at_us: int | None = None
+        self.complaint: HeliographError | None = None  # what the server said of the whole connection before it closes it
         self._identity = identity
         self._fingerprint = fingerprint
         self._accept = accept
@@ -158,7 +162,7 @@ class Session:
     def poll(self, now: Moment) -> None:
         """Polling begins: there is no hello and no heartbeat."""
         self._begin("polling", now)
-        self.receipts.connected(now_us=now.steady_us, jitter_us=POLLING_JITTER_MS * 1000)
+        self.receipts.again(now_us=now.steady_us, jitter_us=POLLING_JITTER_MS * 1000)
 
     def lost(self) -> None:
         """The connection is gone. Half a state that came in parts goes with it; nothing else does."""
@@ -166,8 +170,10 @@ class Session:
         self.welcome = None
         self.leave_at_us = None
         self._heartbeat_at_us = None
+        self.complaint = None
         for channel in self.channels.values():
             channel.assembler = Assembler()
+            channel.unsure = False
 
     def subscription(self, channel: Channel) -> frames.Subscription:
         """What is wanted, and what is held of it now."""
@@ -184,6 +190,7 @@ class Session:
         self.lost()
         self._link = link
         self._heard_us = now.steady_us
+        self.receipts.connected({channel.id: channel.replica.cursor for channel in self.channels.values()})
 
     # --- frames in -------------------------------------------------------------------------------------------------------------
 
@@ -212,7 +219,7 @@ class Session:
     def _welcomed(self, welcome: frames.Welcome, now: Moment) -> None:
         self.welcome = welcome
         self.offset.exchanged(self._hello_us, welcome.received_at_us, welcome.sent_at_us, now.wall_us)
-        self.receipts.connected(now_us=now.steady_us, jitter_us=welcome.receipt_jitter_ms * 1000)
+        self.receipts.again(now_us=now.steady_us, jitter_us=welcome.receipt_jitter_ms * 1000)
         self._heartbeat_at_us = self._next_heartbeat(now)
 
     def _state(self, frame: StateFrame, now: Moment) -> list[Effect]:
@@ -227,7 +234,9 @@ class Session:
         except Refused as refusal:
             return self._refuse(channel, frame, refusal, now)
         if candidate is None:
-            return []
+            channel.resync.answered()
+            return self._confirm(channel, now)
+        self.receipts.shown(channel.id, candidate.cursor)
         return self._propose(channel, candidate, whole, now)
 
     def _starts_elsewhere(self, channel: Channel, frame: StateFrame) -> bool:
@@ -237,7 +246,7 @@ class Session:
         target, held = _claimed(frame.head), channel.replica.cursor
         if held is not None and (target is None or (target.epoch, target.number) <= (held.epoch, held.number)):
             return False  # a copy, or a lie: the replica tells them apart
-        channel.resync.wanted = True
+        channel.resync.wanted = channel.unsure = True
         return True
 
     def _propose(self, channel: Channel, candidate: Candidate, frame: StateFrame, now: Moment) -> list[Effect]:
@@ -251,6 +260,10 @@ class Session:
         channel.source = "network"
         channel.rejection = channel.alarm = channel.refused = channel.error = None
         channel.resync.answered()
+        if not isinstance(frame, frames.SnapshotFrame):
+            channel.unsure = False
+        if candidate.restarted:
+            self.receipts.drop_before(channel.id, candidate.cursor.epoch)
         affected = bool(candidate.changed) or proposal.update.previous is None
         reason = "history restarted" if candidate.restarted else None
         self._answer(channel, candidate.cursor, "applied" if affected else "unaffected", reason, frame, now)
@@ -269,8 +282,15 @@ class Session:
             channel.alarm = None
         elif _claimed(frame.head) != channel.replica.cursor:
             return []  # the head of a version that is on its way
+        return self._confirm(channel, now)
+
+    def _confirm(self, channel: Channel, now: Moment) -> list[Effect]:
+        """The server's head is what is held here."""
+        cursor = channel.replica.cursor
+        assert cursor is not None
+        self.receipts.shown(channel.id, cursor)
         if channel.source == "disk":
-            self._answer_again(channel, now)
+            self._answer_again(channel, cursor, now)
         channel.source = "network"
         channel.error = None
         return [Confirmed(channel)]
@@ -278,7 +298,9 @@ class Session:
     def _error(self, frame: frames.ErrorFrame, now: Moment) -> list[Effect]:
         error = error_of(frame.code, frame.detail)
         channel = None if frame.subscription is None else self.channels.get(frame.subscription)
-        if channel is not None:
+        if channel is None:
+            self.complaint = error
+        else:
             channel.error = error
             if self.leave_at_us is None:
                 self._leave_within(RETRY_REFUSED_S, now)
@@ -289,19 +311,19 @@ class Session:
     def _refuse(
         self, channel: Channel, frame: StateFrame | frames.Current | frames.HeadFrame, refusal: Refused, now: Moment
     ) -> list[Effect]:
-        """Bytes that do not fit may be an accident: a snapshot is asked for first. What still does not verify then, and every statement
-        that contradicts what was believed before, is an alarm."""
-        accident = not refusal.alarm and channel.resync.asked == 0
-        if not refusal.alarm:
-            channel.resync.wanted = True
-        if accident:
+        """What a snapshot may heal is healed in silence; what it does not heal, and what contradicts us openly, is an alarm."""
+        claimed = _claimed(frame.head)
+        tries = self._tries_to_heal(channel, refusal, claimed)
+        channel.unsure = True
+        channel.resync.wanted |= tries > 0
+        if channel.resync.asked < tries:
             return []
         alarm = Alarm(
             code=refusal.code,
             detail=str(refusal),
             namespace=channel.replica.namespace,
             environment=channel.replica.environment,
-            claimed=_claimed(frame.head),
+            claimed=claimed,
             at_us=now.wall_us,
         )
         if not isinstance(frame, frames.HeadFrame | frames.Current):
@@ -311,16 +333,31 @@ class Session:
         channel.alarm = alarm
         return [Raised(channel, alarm)]
 
+    @staticmethod
+    def _tries_to_heal(channel: Channel, refusal: Refused, claimed: Cursor | None) -> int:
+        """How often a snapshot is asked for before this refusal is an alarm.
+
+        Bytes may have been damaged. A path may start elsewhere because the server thinks that we hold what we rejected; the next number
+        with another parent is no such gap.
+        """
+        if not refusal.alarm:
+            return DAMAGE_RESYNCS
+        held = channel.replica.cursor
+        gap = channel.unsure and held is not None and claimed is not None and claimed.number > held.number + 1
+        return GAP_RESYNCS if gap and isinstance(refusal, Forked) else 0
+
     def _answer_refused(self, channel: Channel, alarm: Alarm, frame: StateFrame, now: Moment) -> None:
         """Once for a version in a row, and never of one that ran here: a replayed version was not rejected when it came."""
         claimed = alarm.claimed
         if claimed is not None and claimed != channel.refused and claimed.version not in channel.ran:
             channel.refused = claimed
-            self._answer(channel, claimed, "rejected", f"{alarm.code}: {alarm.detail}", frame, now)
+            self.receipts.shown(channel.id, claimed)
+            self._answer(channel, claimed, "rejected", f"{alarm.code}: {alarm.detail}", frame, now, verified=False)
 
     def _reject(self, channel: Channel, cursor: Cursor, reason: str, frame: StateFrame, now: Moment) -> list[Effect]:
         rejection = Rejection(cursor=cursor, reason=reason)
         channel.resync.answered()
+        channel.unsure = True
         if channel.rejection == rejection:
             return []
         channel.rejection = rejection
@@ -328,19 +365,27 @@ class Session:
         return [Rejected(channel, rejection)]
 
     def _answer(
-        self, channel: Channel, cursor: Cursor, state: frames.State, reason: str | None, frame: StateFrame, now: Moment
+        self,
+        channel: Channel,
+        cursor: Cursor,
+        state: frames.State,
+        reason: str | None,
+        frame: StateFrame,
+        now: Moment,
+        *,
+        verified: bool = True,
     ) -> None:
-        jitter_ms = self.welcome.receipt_jitter_ms if self.welcome else POLLING_JITTER_MS
         at_once = frame.answer == "now" or (self.welcome is not None and self.welcome.sample)
-        answered = Answered(channel.id, cursor, state, reason, now.wall_us, frame.trace)
-        self.receipts.add(answered, now_us=now.steady_us, jitter_us=0 if at_once else jitter_ms * 1000)
+        answered = Answered(channel.id, cursor, state, reason, now.wall_us, frame.trace, verified)
+        self.receipts.add(answered, now_us=now.steady_us, jitter_us=0 if at_once else self._jitter_us())
 
-    def _answer_again(self, channel: Channel, now: Moment) -> None:
+    def _jitter_us(self) -> int:
+        return (self.welcome.receipt_jitter_ms if self.welcome else POLLING_JITTER_MS) * 1000
+
+    def _answer_again(self, channel: Channel, cursor: Cursor, now: Moment) -> None:
         """The state came from the disk and is the head's: whether its receipt ever became durable is not known."""
-        jitter_ms = self.welcome.receipt_jitter_ms if self.welcome else POLLING_JITTER_MS
-        if (cursor := channel.replica.cursor) is not None:
-            answered = Answered(channel.id, cursor, "applied", None, channel.applied_at_us)
-            self.receipts.add(answered, now_us=now.steady_us, jitter_us=jitter_ms * 1000)
+        answered = Answered(channel.id, cursor, "applied", None, channel.applied_at_us)
+        self.receipts.add(answered, now_us=now.steady_us, jitter_us=self._jitter_us())
 
     # --- frames out ------------------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,11 @@ something new. Receipts go by `POST /v1/receipts`; a success stands for the serv
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from random import Random
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
 import httpx
@@ -18,16 +19,18 @@ import msgspec
 
 from heliograph.client._discovery import problem_of
 from heliograph.client._link import Take
-from heliograph.client._transport_websocket import decode
-from heliograph.core.errors import Forbidden, HeliographError, Invalid, MalformedFrame, NotFound, Unavailable
+from heliograph.core.errors import Forbidden, HeliographError, Invalid, NotFound, Unavailable
 from heliograph.core.frames import (
+    AdvanceFrame,
     Current,
+    DeltaFrame,
     ErrorFrame,
     Fingerprint,
     FromClient,
     FromServer,
     Receipt,
     ReceiptAck,
+    SnapshotFrame,
     Subscription,
 )
 
@@ -35,6 +38,9 @@ HOLD_S: Final = 25
 READ_TIMEOUT_S: Final = HOLD_S + 10.0
 PAUSE_S: Final = 5.0  # between two polls when the last one brought nothing that was applied
 REFUSED_PAUSE_S: Final = 60.0  # after the server would not serve a subscription
+
+_log = logging.getLogger("heliograph")
+Bundled: TypeAlias = SnapshotFrame | DeltaFrame | AdvanceFrame | Current
 
 
 class Reporter(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,10 +54,11 @@ class Reporter(msgspec.Struct, frozen=True, kw_only=True):
 class PolledReceipt(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     environment: str
+    view: tuple[str, ...]
     receipt: Receipt
 
 
-class ReceiptReport(Reporter, frozen=True, kw_only=True):
+class PolledReceipts(Reporter, frozen=True, kw_only=True):
     receipts: tuple[PolledReceipt, ...]
 
 
@@ -125,7 +132,7 @@ class PollingLink:
             return []
         if answer.status_code != HTTPStatus.OK:
             return [self._not_served(problem_of(answer), subscription.id)]
-        return [self._mine(line, subscription.id) for line in answer.content.splitlines()]
+        return [msgspec.structs.replace(frame, subscription=subscription.id) for frame in _frames_in(answer.content)]
 
     @staticmethod
     def _not_served(error: HeliographError, subscription: int) -> ErrorFrame:
@@ -134,39 +141,68 @@ class PollingLink:
             return ErrorFrame(code=error.code, detail=error.detail, subscription=subscription)
         raise error
 
-    @staticmethod
-    def _mine(data: bytes, subscription: int) -> FromServer:
-        """An answer is shared by everybody who asks the same, so it cannot know our number of the subscription."""
-        try:
-            frame = decode(data)
-        except MalformedFrame as error:
-            raise Unavailable(str(error)) from None
-        return msgspec.structs.replace(frame, subscription=subscription) if hasattr(frame, "subscription") else frame
-
     def _now(self, subscription: int) -> Subscription:
         return next(one for one in self._wanted() if one.id == subscription)
 
-    async def _report(self, receipts: Sequence[Receipt]) -> None:
-        """Acknowledges what the server took; what it did not is sent again by the session."""
+    async def _report(self, receipts: Sequence[Receipt]) -> bool:
+        """Whether these are settled: taken by the server, or given up; the rest is sent again by the session.
+
+        Raises when the server will not listen to us at all.
+        """
+        answer = await self._post(receipts)
+        if answer is None or self._take is None:
+            return False
+        if answer.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            raise problem_of(answer)
+        if answer.is_success:
+            self._take(ReceiptAck(seq=max(one.seq for one in receipts)))
+            return True
+        if not answer.is_client_error or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+            return False
+        return await self._report_singly(receipts)
+
+    async def _report_singly(self, receipts: Sequence[Receipt]) -> bool:
+        """One receipt that the server will not take must not hold up the others; that one is given up."""
+        if len(receipts) == 1 and self._take is not None:
+            _log.warning("the server does not take a receipt for version %d", receipts[0].number)
+            self._take(ReceiptAck(seq=receipts[0].seq))
+            return True
+        for one in receipts:
+            if not await self._report([one]):
+                return False
+        return True
+
+    async def _post(self, receipts: Sequence[Receipt]) -> httpx.Response | None:
         where = {one.id: one for one in self._wanted()}
-        body = ReceiptReport(
+        told = PolledReceipts(
             instance=self._reporter.instance,
             incarnation=self._reporter.incarnation,
             fingerprint=self._reporter.fingerprint,
-            receipts=tuple(
-                PolledReceipt(
-                    namespace=where[one.subscription].namespace, environment=where[one.subscription].environment, receipt=one
-                )
-                for one in receipts
-            ),
+            receipts=tuple(_polled(where[one.subscription], one) for one in receipts),
         )
         try:
-            answer = await self._http.post(
+            return await self._http.post(
                 self._base + "/v1/receipts",
-                content=msgspec.json.encode(body),
+                content=msgspec.json.encode(told),
                 headers={**self._headers, "Content-Type": "application/json"},
             )
         except httpx.HTTPError:
-            return
-        if answer.is_success and self._take is not None:
-            self._take(ReceiptAck(seq=max(one.seq for one in receipts)))
+            return None
+
+
+def _polled(subscription: Subscription, receipt: Receipt) -> PolledReceipt:
+    return PolledReceipt(
+        namespace=subscription.namespace, environment=subscription.environment, view=subscription.view, receipt=receipt
+    )
+
+
+def _frames_in(data: bytes) -> list[Bundled]:
+    """One frame, or the parts of a large one. An answer is shared by all who ask the same, so it does not know our subscription's number."""
+    try:
+        return (
+            msgspec.json.decode(data, type=list[Bundled])
+            if data.startswith(b"[")
+            else [msgspec.json.decode(data, type=Bundled)]
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Unavailable("the server's answer to a poll is not a frame of heliograph.v1") from None
