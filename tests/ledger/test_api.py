@@ -185,7 +185,7 @@ async def test_drift_begins_after_the_grace_period_and_names_the_cause(stage, st
         assert {each["age_s"] for each in found} == {10.0}
         assert {each["runs"]["number"] for each in found} == {1}
         assert {each["desired"]["number"] for each in found} == {2}
-        await term.keeper.count_drift()
+        await term.keeper.measure()
         assert stage.metric("drifting_instances") == 4  # those that are connected, or nobody knows
 
         pages = [(await ask(f"drift/{PLACE}", limit=3)).json()]

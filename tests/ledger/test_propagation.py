@@ -79,6 +79,7 @@ async def test_a_silent_node_is_lost_and_its_instances_missing_until_they_subscr
         await term.keeper.tick()
         assert stage.ledger.board.lost_nodes() == {"node-1"}
         assert counts(await stage.report(1)) == {"applied": 1, "missing": 1}
+        await term.keeper.measure()
         assert stage.metric("connected_instances", region="eu") == 1
         await stage.receipts(
             story.subscribed("a", 17_000, node="node-2"), story.answer("a", v, "applied", 17_010, node="node-2")

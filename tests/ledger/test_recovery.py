@@ -118,21 +118,18 @@ async def test_one_ledger_at_a_time_takes_in_the_log(stage):
 
 async def test_the_leader_begins_a_new_term_when_its_connection_is_cut(stage, story, counts, database):
     admin = await asyncpg.connect(database.url())
-    leading = asyncio.create_task(stage.leader().run())
-    try:
-        async with asyncio.timeout(60):
-            await stage.readiness.wait()
-            await stage.receipts(story.subscribed("a", -1))
-            cut = await admin.fetchval(
-                "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'heliograph ledger writer' "
-                "and datname = current_database()"
-            )
-            assert cut == 1
-            v = await stage.commit(story.version(received=0), at=2)
-            await stage.receipts(story.answer("a", v, "applied", 5))
-            report = await stage.ledger.wait(story.address, 1, 1.0, 30)
-    finally:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        leading = tasks.create_task(stage.leader().run())
+        await stage.readiness.wait()
+        await stage.receipts(story.subscribed("a", -1))
+        cut = await admin.fetchval(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'heliograph ledger writer' "
+            "and datname = current_database()"
+        )
+        assert cut == 1
+        v = await stage.commit(story.version(received=0), at=2)
+        await stage.receipts(story.answer("a", v, "applied", 5))
+        report = await stage.ledger.wait(story.address, 1, 1.0, 30)
         leading.cancel()
-        await asyncio.gather(leading, return_exceptions=True)
-        await admin.close()
+    await admin.close()
     assert counts(report) == {"applied": 1}

@@ -62,6 +62,7 @@ async def test_from_start_to_drain(stage, story, registry, free_port):
         headers = {"Authorization": f"Bearer {SERVICE}"}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.ledger_port}", headers=headers) as client:
             assert (await client.get("/readyz")).status_code == 200
+            assert "heliograph_loop_lag_seconds" in (await client.get("/metrics")).text
             story.start_us = now_us()
             await stage.receipts(story.subscribed("a", -1000), story.alive(-1000))
             v = await stage.commit(story.version(received=-500), at=-400)

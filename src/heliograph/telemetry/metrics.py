@@ -125,7 +125,7 @@ class Metrics:
             "hop_seconds", "Author's first byte to the end of a hop: commit, log, fan_out", "hop", buckets=PROPAGATION_BUCKETS
         )
         self.connected_instances = self._gauge("connected_instances", "Instances with a live subscription", "region")
-        self.receipts = self._counter("receipts_total", "Receipts stored for the first time, by state", "state")
+        self.receipts = self._counter("receipts_total", "Receipts taken in from the log, by state", "state")
         self.propagations_open = self._gauge("propagations_open", "Versions whose answers are still awaited")
         self.propagations_closed = self._counter("propagations_closed_total", "Propagations closed, by outcome", "outcome")
         self.propagation_waiters = self._gauge("propagation_waiters", "Requests held until a share has applied")

@@ -107,6 +107,7 @@ class Consumer:
         # a shard whose records all left the log is where its next record will be
         marks = {shard: max(mark, stored.marks.get(shard, mark)) for shard, mark in earliest.items()}
         self._progress[stream] = Progress(identity, marks)
+        self._advanced.set()
         return marks
 
     async def _arrived(self, stream: Stream, items: Sequence[Record | Gap]) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from heliograph.core.errors import Unavailable
 from heliograph.eventlog.ports import Stream
 from heliograph.services.ledger.consume import Consumer
 from heliograph.services.ledger.ledger import Ledger
@@ -27,8 +28,9 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 CATCH_UP_S: Final = 1.0
+PAUSE_S: Final = 0.005  # between two looks when somebody is in a hurry and the log's clock is ahead of ours
 CLOSE_AT_ONCE: Final = 50  # in one transaction: they share its fsync, and batches of receipts wait for it
-DRIFT_EVERY_S: Final = 10.0
+MEASURE_EVERY_S: Final = 5.0
 SWEEP_EVERY_S: Final = 60.0
 RETAIN_EVERY_S: Final = 3600.0
 DAYS_AHEAD: Final = 7
@@ -62,22 +64,35 @@ class Keeper:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._every(RETAIN_EVERY_S, self.retain), name="ledger retention")
             tasks.create_task(self._every(SWEEP_EVERY_S, self.sweep), name="ledger sweep")
-            tasks.create_task(self._every(DRIFT_EVERY_S, self.count_drift), name="ledger drift")
+            tasks.create_task(self._every(MEASURE_EVERY_S, self.measure), name="ledger figures")
             tasks.create_task(self._tick_for_ever(), name="ledger ticks")
 
     async def tick(self) -> None:
         """One look at everything that is due."""
-        before_us = self._now_us()
-        if await self._consumer.caught_up(Stream.RECEIPTS, CATCH_UP_S):
-            self._ledger.reached(before_us)
+        if self._time_matters():
+            await self._advance_horizon()
         await self._lose_silent_nodes()
         while due := list(islice(self._due(), CLOSE_AT_ONCE)):
             await self._close(due)
-        self._measure()
+        self._metrics.propagations_open.set(sum(1 for _ in self._ledger.board.all_open()))
+
+    def _time_matters(self) -> bool:
+        """Asking the log for its end costs a round trip or, with Kafka, several."""
+        board = self._ledger.board
+        return any(board.all_open()) or bool(board.silent_nodes(self._now_us() - _us(self._settings.node_silence_s)))
+
+    async def _advance_horizon(self) -> None:
+        now_us = self._now_us()
+        try:
+            if await self._consumer.caught_up(Stream.RECEIPTS, CATCH_UP_S):
+                self._ledger.reached(now_us)
+        except Unavailable as error:
+            log.warning("log_end_unknown", detail=error.detail)  # nothing is called late or lost until it is known again
 
     async def _tick_for_ever(self) -> None:
         while True:
             await self.tick()
+            await asyncio.sleep(PAUSE_S)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ledger.hurry.wait(), self._settings.tick_s)
             self._ledger.hurry.clear()
@@ -99,6 +114,7 @@ class Keeper:
 
     async def sweep(self) -> None:
         """Instances of long lost nodes have gone; what ended long ago leaves the memory."""
+        await self._advance_horizon()
         horizon_us = self._ledger.horizon_us
         async with self._writer.transaction():
             gone = await self._writer.forget_nodes(horizon_us - _us(self._settings.node_forget_s), horizon_us)
@@ -145,16 +161,12 @@ class Keeper:
 
     # --- figures and old rows ---
 
-    def _measure(self) -> None:
-        self._metrics.propagations_open.set(sum(1 for _ in self._ledger.board.all_open()))
+    async def measure(self) -> None:
         self._metrics.connected_instances.clear()
         for region, count in self._ledger.board.connected_by_region().items():
             self._metrics.connected_instances.labels(region).set(count)
-
-    async def count_drift(self) -> None:
-        self._metrics.drifting_instances.set(
-            await self._tables.count_behind(self._now_us() - _us(self._settings.drift_grace_s))
-        )
+        patience_us = self._now_us() - _us(self._settings.drift_grace_s)
+        self._metrics.drifting_instances.set(await self._tables.count_behind(patience_us))
 
     async def retain(self) -> None:
         settings = self._settings

@@ -19,7 +19,7 @@ from heliograph.telemetry.metrics import Metrics
 
 
 class Ledger:
-    """``horizon_us``: everything that was in the receipts' log at that moment is on the board.
+    """``horizon_us``: everything that was in the receipts' log at that moment is on the board. ``hurry``: somebody waits for it.
 
     The board changes only through `rebuilt`, `took_in`, `nodes_lost`, `ended` and `closed`, each after the tables have.
     """
@@ -59,7 +59,6 @@ class Ledger:
     async def _answer(self, address: Address, number: int, answer: asyncio.Future[Report]) -> Report:
         if propagation := self.board.open_propagation(address, number):
             self._tell(propagation)
-            self.hurry.set()  # "no instance" is certain only once the horizon has passed the commit
         elif (stored := await self._tables.version(address, number)) and stored.report:
             return stored.report
         return await answer
@@ -135,6 +134,8 @@ class Ledger:
 
     def _tell(self, propagation: Propagation) -> None:
         certain = propagation.instances > 0 or self.horizon_us >= propagation.commit.committed_at_us
+        if not certain and self._room.awaits(_wanted(propagation)):
+            self.hurry.set()  # "nobody was there" can be said once the horizon has passed the commit
         self._room.tell(
             _wanted(propagation),
             lambda share: propagation.settled(share) or (certain and propagation.complete),

@@ -25,7 +25,7 @@ class LedgerSettings(DatabaseSettings, LogSettings):
     node_forget_s: float = Field(
         300.0, gt=0, description="seconds after which instances of a lost node that did not come back have gone"
     )
-    tick_s: float = Field(0.25, gt=0, description="seconds between looks at deadlines and silent nodes")
+    tick_s: float = Field(1.0, gt=0, description="seconds between looks at deadlines and silent nodes")
 
     drift_grace_s: float = Field(
         10.0, ge=0, description="seconds an instance may take to run the desired version before it drifts"

@@ -33,6 +33,9 @@ class WaitingRoom:
     def __len__(self) -> int:
         return self._count
 
+    def awaits(self, wanted: Wanted) -> bool:
+        return wanted in self._waiters
+
     def wanted(self) -> list[Wanted]:
         return list(self._waiters)
 
