@@ -29,7 +29,9 @@ class Author:
 
     async def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         headers = self.headers | more.pop("headers", {})
-        return await self.http.request(method, path if path.startswith("/v1") else f"{self.place}{path}", headers=headers, **more)
+        return await self.http.request(
+            method, path if path.startswith("/v1") else f"{self.place}{path}", headers=headers, **more
+        )
 
     async def get(self, path: str, **more: Any) -> httpx.Response:
         return await self.ask("GET", path, **more)
@@ -42,7 +44,9 @@ class Author:
         return await self.ask("PUT", f"/schemas/{name}", content=json.dumps(schema).encode(), **more)
 
     async def publish(self, *changes: dict[str, Any], message: str | None = None, **more: Any) -> httpx.Response:
-        return await self.ask("POST", "/versions", json={"changes": list(changes)} | ({"message": message} if message else {}), **more)
+        return await self.ask(
+            "POST", "/versions", json={"changes": list(changes)} | ({"message": message} if message else {}), **more
+        )
 
     async def head(self) -> dict[str, Any]:
         return good(await self.get(self.place.replace("/namespaces", "/heads").replace("/environments", "")))
@@ -56,7 +60,8 @@ class Author:
 
 def good(answer: httpx.Response, status: int | None = None) -> Any:
     """The answer's body, of an answer that is as it should be."""
-    assert answer.is_success and status in (None, answer.status_code), (answer.status_code, answer.text[:2000])
+    assert answer.is_success, (answer.status_code, answer.text[:2000])
+    assert status in (None, answer.status_code), (answer.status_code, answer.text[:2000])
     return answer.json() if answer.content else None
 
 

@@ -63,7 +63,7 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
         propagations = await _propagations(settings)
         opened.push_async_callback(propagations.close)
         bell = Bell(pool)
-        upkeep, context = _wire(settings, pool, store, keys, tokens, validation, propagations, bell, metrics)
+        upkeep, context = wire(settings, pool, store, keys, tokens, validation, propagations, bell, metrics)
         app = make_app("registry", metrics=metrics, readiness=readiness, large=LARGE)
         add_routes(app, context)
         async with asyncio.TaskGroup() as tasks:
@@ -79,7 +79,7 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
                 task.cancel()
 
 
-def _wire(
+def wire(
     settings: RegistrySettings,
     pool: Pool,
     store: Store,
