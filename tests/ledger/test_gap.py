@@ -65,3 +65,11 @@ async def test_a_registry_that_is_away_stops_nothing(stage, story, missed):
         v = await stage.commit(story.version(received=3000), at=3002)
         await stage.caught_up(term)
         assert (await stage.report(v.number)).instances == 1
+
+
+async def test_nonsense_from_the_registry_stops_nothing(stage, story, missed):
+    stage.trail.current = [CurrentHead("shop", "production", missed[2].version, missed[2].head)]
+    async with stage.leading() as term:
+        v = await stage.commit(story.version(received=3000), at=3002)
+        await stage.caught_up(term)
+        assert (await stage.report(v.number)).instances == 1

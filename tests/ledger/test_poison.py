@@ -115,3 +115,14 @@ def test_an_event_whose_parts_do_not_belong_together_is_refused(story):
     ):
         with pytest.raises(Invalid):
             intake.commit_in(event, 0)
+
+
+async def test_a_value_that_the_driver_refuses_is_poison_not_an_outage(stage, story):
+    from heliograph.services.ledger.batch import Batch
+    from heliograph.services.ledger.postgres import UNREADABLE
+
+    async with stage.leader().term() as term:
+        event = msgspec.structs.replace(story.subscribed("a", 0), incarnation=2**70)
+        with pytest.raises(UNREADABLE):
+            async with term.writer.transaction():
+                await term.writer.write(Batch(subscribed={("c", 1): event}))

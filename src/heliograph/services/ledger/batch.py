@@ -16,8 +16,7 @@ from heliograph.core.events import (
     Unsubscribed,
     VersionEvent,
 )
-from heliograph.core.records import Head, Version
-from heliograph.core.times import to_us
+from heliograph.core.records import Head
 from heliograph.eventlog.ports import Record, Stream
 from heliograph.services.ledger import intake
 from heliograph.services.ledger.answers import Address, Answer, Point, better
@@ -64,15 +63,18 @@ class Batch:
             self.poison.append(Poison(record, error.detail))
 
     def add_current(self, current: CurrentHead) -> None:
-        """An environment's head as the registry says it, after records were missed. Its version's story was not followed."""
-        head, version = Head.read(current.head.payload), Version.read(current.version.payload)
-        address, point, made_at_us = (
-            Address(head.namespace, head.environment),
-            Point(head.epoch, head.number),
-            to_us(version.at),
-        )
+        """An environment's head as its owner says it, after records were missed. Its version's story was not followed."""
+        head = intake.head_in(current)
+        address = Address(head.namespace, head.environment)
+        at_us = intake.made_at_us(current.version.payload)
         self.unseen.append(
-            Commit(address=address, point=point, version=head.version, received_at_us=made_at_us, committed_at_us=made_at_us)
+            Commit(
+                address=address,
+                point=Point(head.epoch, head.number),
+                version=head.version,
+                received_at_us=at_us,
+                committed_at_us=at_us,
+            )
         )
         self.heads[address] = (head, current.head.payload)
 

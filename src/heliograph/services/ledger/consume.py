@@ -14,7 +14,7 @@ from typing import Final, cast
 
 import structlog
 
-from heliograph.core.errors import Unavailable
+from heliograph.core.errors import HeliographError
 from heliograph.eventlog.dead_letters import set_aside
 from heliograph.eventlog.ports import Gap, Log, Marks, Record, Stream
 from heliograph.runtime.postgres import Pool
@@ -125,12 +125,12 @@ class Consumer:
             return
         try:
             heads = await until_available(self._heads, limit=HEADS_ATTEMPTS)
-        except Unavailable as error:
-            log.error("heads_not_read", detail=error.detail)
+            batch = Batch()
+            for head in heads:
+                batch.add_current(head)
+        except HeliographError as error:
+            log.error("heads_not_read", code=error.code, detail=error.detail)
             return
-        batch = Batch()
-        for head in heads:
-            batch.add_current(head)
         async with self._writer.transaction():
             await self._writer.write(batch)
 

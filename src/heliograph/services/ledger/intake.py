@@ -23,7 +23,9 @@ from heliograph.core.events import (
     VersionEvent,
 )
 from heliograph.core.records import Head, Version
+from heliograph.core.times import to_us
 from heliograph.services.ledger.answers import Address, Answer, Point
+from heliograph.services.ledger.ports import CurrentHead
 from heliograph.services.ledger.propagation import Commit
 
 MAX_ID: Final = 200  # instance, connection, node: UUIDs and host names
@@ -93,7 +95,15 @@ def commit_in(event: VersionEvent, committed_at_us: int) -> Commit:
     )
 
 
-def head_in(event: VersionEvent | HeadEvent) -> Head:
+def made_at_us(version: str) -> int:
+    """When the version in this record was made. Raises Invalid."""
+    try:
+        return to_us(_record(Version, version).at)
+    except ValueError:
+        raise Invalid("the version's time is not a time") from None
+
+
+def head_in(event: VersionEvent | HeadEvent | CurrentHead) -> Head:
     """Raises Invalid when it is not a head of that environment."""
     head = _record(Head, event.head.payload)
     if (head.namespace, head.environment) != (event.namespace, event.environment):

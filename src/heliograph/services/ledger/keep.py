@@ -140,6 +140,8 @@ class Keeper:
         closed: list[tuple[Propagation, Report]] = []
         async with self._writer.transaction():
             for propagation, outcome in due:
+                if outcome == "complete" and not propagation.complete:
+                    continue  # somebody came back while this transaction waited for its turn
                 report = msgspec.structs.replace(propagation.report(), outcome=outcome, closed_at_us=self._now_us())
                 closed.append((propagation, await self._writer.close(propagation.commit.version, report)))
         for propagation, report in closed:

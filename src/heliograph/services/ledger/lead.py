@@ -92,9 +92,10 @@ class Leader:
             try:
                 async with self.term() as term:
                     await term.run()
-            except* (Unavailable, asyncpg.PostgresError) as group:
-                reason = str(_first(group))
-                log.warning("term_ended", reason=reason)
+            except* Unavailable as group:
+                log.warning("term_ended", reason=str(_first(group)))
+            except* asyncpg.PostgresError as group:
+                log.error("term_failed", error=type(_first(group)).__name__)  # its text may hold a row's values
             self._readiness.unmet(CONDITION, "no connection to the tables")
 
     @asynccontextmanager

@@ -233,7 +233,10 @@ class Writer:
     async def _columns(self, name: str, rows: Iterable[tuple[Any, ...]]) -> list[asyncpg.Record]:
         """Runs a statement that takes its rows as one array per column; none, no round trip."""
         columns = [list(column) for column in zip(*rows, strict=True)]
-        return await self._connection.fetch(SQL[name], *columns) if columns else []
+        try:
+            return await self._connection.fetch(SQL[name], *columns) if columns else []
+        except ValueError as error:  # the driver's own refusal; left alone it would pass for a lost connection
+            raise asyncpg.DataError("a value does not fit its column") from error
 
     async def _run(self, name: str, *values: object) -> None:
         await self._connection.execute(SQL[name], *values)
