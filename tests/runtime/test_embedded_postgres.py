@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -78,3 +79,18 @@ async def test_a_server_left_behind_by_a_killed_process_is_taken_over(folder):
     assert await connection.fetchval("select 1") == 1
     await connection.close()
     await server.stop()
+
+
+async def test_below_a_private_folder_it_still_starts_and_its_data_stays(tmp_path):
+    private = tmp_path / "home"
+    private.mkdir(mode=0o700)
+    server = EmbeddedPostgres(private / "data")
+    for expected in (None, 1):
+        await server.start()
+        connection = await asyncpg.connect(server.url())
+        assert await connection.fetchval("select count(*) from pg_tables where tablename = 't'") == (expected or 0)
+        await connection.execute("create table if not exists t (i int)")
+        await connection.close()
+        await server.stop()
+    if (private / "data").is_symlink():
+        shutil.rmtree((private / "data").resolve())

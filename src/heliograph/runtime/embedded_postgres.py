@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import structlog
 
-from heliograph.core.errors import AlreadyExists, Corrupt, InvalidRequest
+from heliograph.core.errors import AlreadyExists, Corrupt, InvalidRequest, TimedOut
 from heliograph.runtime.retry import attempts
 
 log = structlog.get_logger()
@@ -98,10 +98,13 @@ class EmbeddedPostgres:
         binaries, is_new = await asyncio.to_thread(self._prepare)
         if is_new:
             await self._create(binaries)
-        async with asyncio.timeout(START_S):
-            async for _ in attempts(cap_s=0.5):
-                if await self._started(binaries):
-                    return
+        try:
+            async with asyncio.timeout(START_S):
+                async for _ in attempts(cap_s=0.5):
+                    if await self._started(binaries):
+                        return
+        except TimeoutError:
+            raise TimedOut(f"PostgreSQL did not start within {START_S:.0f} s; see {self.folder / 'server.log'}") from None
 
     async def stop(self) -> None:
         """Fast shutdown: open transactions are rolled back, what was committed is on disk."""
@@ -175,8 +178,8 @@ class EmbeddedPostgres:
 
     def _socket_folder(self) -> Path:
         """The data folder, or a short one of its own under the temporary folder where the path is too long for a socket."""
-        if len(str(self.folder)) <= MAX_SOCKET_PATH:
-            return self.folder
+        if len(str(self._data)) <= MAX_SOCKET_PATH:
+            return self._data
         return Path(tempfile.gettempdir()) / f"heliograph-{sha256(str(self.folder).encode()).hexdigest()[:16]}"
 
     def _readable(self, installed: Path) -> Path:
@@ -239,7 +242,7 @@ class EmbeddedPostgres:
 
     def _may_retry(self) -> bool:
         text = (self.folder / "server.log").read_text(errors="replace")[-2000:]
-        if "shared memory" in text or "lock file" in text:
+        if "shared memory" in text or 'lock file "postmaster.pid"' in text:
             return False
         raise Corrupt(f"PostgreSQL ended at start; the end of {self.folder / 'server.log'}:\n{text[-800:]}")
 
