@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import random
 import string
@@ -80,11 +81,11 @@ class Authority:
         secret = "".join(random.Random(7).choices(string.ascii_letters, k=30))
         return token_text.mint(kind, secret, self.anchor if kind == "client" else None)
 
-    def root(self) -> Signed:
+    def root(self, number: int = 1) -> Signed:
         keys = (self.root_key, self.commit_key, self.head_key)
         roles = Roles(*(Role((key.id,), 1) for key in keys))
-        listed = {key.id: _base64(key.public) for key in keys}
-        root = Root(number=1, keys=listed, roles=roles, expires_at=to_text(FAR_US))
+        listed = {key.id: base64.b64encode(key.public).decode() for key in keys}
+        root = Root(number=number, keys=listed, roles=roles, expires_at=to_text(FAR_US))
         return self.root_key.sign(ROOT_TYPE, canonical(msgspec.to_builtins(root)))
 
     # --- history ---------------------------------------------------------------------------------------------------------------
@@ -246,12 +247,6 @@ def leaf_of(text: bytes) -> Leaf:
     return Leaf(document=digest("document", text))
 
 
-def _base64(data: bytes) -> str:
-    import base64
-
-    return base64.b64encode(data).decode()
-
-
 class Connection:
     """One client's socket as the server sees it."""
 
@@ -287,6 +282,12 @@ class StagedServer:
         self.acknowledge = True
         self.refuse_upgrade: HTTPStatus | None = None
         self.close_with: int | None = None
+        self.answers_http = True
+        self.retry_after: int | None = None
+        self.upgrades = 0
+        self.endpoints: dict[str, str] | None = None
+        self.poison: set[int] = set()
+        self.holds = True
         self.bundle_status: tuple[HTTPStatus, dict[str, Any]] | None = None
         self.root: Signed = self.authority.root()
         self.welcome: dict[str, Any] = {}
@@ -371,8 +372,12 @@ class StagedServer:
     # --- the stream ------------------------------------------------------------------------------------------------------------
 
     def _upgrade(self, connection: ServerConnection, request: Any) -> Any:
+        self.upgrades += 1
         if self.refuse_upgrade is not None:
-            return connection.respond(self.refuse_upgrade, "no")
+            answer = connection.respond(self.refuse_upgrade, "no")
+            if self.retry_after is not None:
+                answer.headers["Retry-After"] = str(self.retry_after)
+            return answer
         if request.headers.get("Authorization") != f"Bearer {self.authority.token()}":
             return connection.respond(HTTPStatus.UNAUTHORIZED, "who are you")
         return None
@@ -443,9 +448,13 @@ class StagedServer:
         parts = urlsplit(target)
         query = parse_qs(parts.query, keep_blank_values=True)
         self.requests.append((method, parts.path, query))
+        if not self.answers_http:
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"code": "unavailable", "detail": "away"}
         self._changed.set()
         match method, parts.path.split("/")[2:]:
             case "GET", ["endpoints"]:
+                if self.endpoints is not None:
+                    return HTTPStatus.OK, self.endpoints
                 stream = f"ws://127.0.0.1:{self.stream_port}/v1/stream"
                 return HTTPStatus.OK, {"api": self.url, "stream": stream, "bundles": self.url, "ledger": self.url}
             case "GET", ["trust"]:
@@ -462,13 +471,15 @@ class StagedServer:
         if authority is None:
             return HTTPStatus.NOT_FOUND, {"code": "not-found", "detail": "no such environment"}
         have = Cursor.parse(query["have"][0]) if "have" in query else None
-        if have == authority.latest.cursor and "wait" in query:
+        if have == authority.latest.cursor and "wait" in query and self.holds:
             with contextlib.suppress(TimeoutError):
                 await self.until(lambda: authority.latest.cursor != have or self._http is None)
         return HTTPStatus.OK, authority.bring(have, tuple(query["view"]))
 
     def _posted(self, body: bytes) -> tuple[HTTPStatus, Any]:
         told = msgspec.json.decode(body)
+        if self.poison & {one["receipt"]["number"] for one in told["receipts"]}:
+            return HTTPStatus.BAD_REQUEST, {"code": "invalid-request", "detail": "a receipt for a version that was never sent"}
         self.posted.append(told)
         self.receipts += [msgspec.convert(one["receipt"], frames.Receipt) for one in told["receipts"]]
         return HTTPStatus.OK, {}
@@ -484,6 +495,11 @@ def authority() -> Authority:
 @pytest.fixture
 def new_authority() -> Callable[..., Authority]:
     return Authority
+
+
+@pytest.fixture
+def new_key() -> Callable[[bytes], Key]:
+    return Key
 
 
 @pytest.fixture

@@ -10,13 +10,18 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import httpx
+import msgspec
 import pytest
 
 from heliograph.client import Heliograph, HeliographError, Retry, TimedOut
-from heliograph.core import frames
-from heliograph.core.errors import Conflict, Forbidden, InvalidRequest, MalformedFrame, NotFound, Unauthenticated
+from heliograph.client._discovery import Discovery
+from heliograph.client._disk import DiskWriter
+from heliograph.core import delta, frames
+from heliograph.core.errors import Conflict, Forbidden, InvalidRequest, MalformedFrame, NotFound, Unauthenticated, UntrustedRoot
 
 DEADLINE_S = 20.0
+replace = msgspec.structs.replace
 QUICK = Retry(first_s=0.01, cap_s=0.05)
 
 
@@ -151,6 +156,92 @@ async def test_an_author_who_waits_gets_the_receipt_at_once_and_a_sample_always_
         assert client.cursor.number == 4
 
 
+async def test_a_state_in_parts_is_applied_after_the_last(server: Any, connect: Any) -> None:
+    def parts(frame: Any) -> list[Any]:
+        last = len(frame.changes)
+        return [
+            replace(frame, changes=(one,), part=number, parts=last, proof=frame.proof if number == last else None)
+            for number, one in enumerate(frame.changes, start=1)
+        ]
+
+    async def in_parts(connection: Any) -> None:
+        *first, last = parts(server.authority.snapshot())
+        await connection.send(*first)
+        if len(server.hellos) == 1:
+            await connection.close(1011)  # in the middle: nothing of it may count
+        else:
+            await connection.send(last)
+
+    server.script = in_parts
+    async with connect() as client:
+        assert len(server.hellos) == 2
+        assert client.names() == {"checkout/limits", "checkout/cart", "search"}
+        assert (await server.receipt(2)).state == "applied"
+
+
+async def test_a_large_document_travels_as_edits_of_its_text(server: Any, connect: Any) -> None:
+    words = [f"word {number}" for number in range(500)]
+    async with connect() as client:
+        before = await server.publish(words=words)
+        after = server.authority.publish(words=[*words[:250], "äöü 🛰", *words[250:]])
+        held, new = (delta.entry_of(one.documents["words"]) for one in (before, after))
+        changed = delta.to_wire("words", held, new)
+        assert isinstance(changed.edits, tuple)
+        await (await server.connection()).send(replace(server.authority.delta(before), changes=(changed,)))
+        await client.wait_for_version(4, timeout=DEADLINE_S)
+        assert client.config("words").value == (*words[:250], "äöü 🛰", *words[250:])
+
+
+async def test_new_keys_are_learnt_from_the_next_trust_root(server: Any, connect: Any, new_key: Any) -> None:
+    """Until then the new signature is an alarm; the successor of the root is taken because the old root's keys signed it."""
+    async with connect() as client:
+        server.authority.head_key = new_key(b"\x77")
+        server.root = server.authority.root(number=2)
+        await server.publish(checkout__limits={"max_items": 2})
+        await eventually(lambda: client.status.alarm is not None)
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+        assert client.status.alarm is None
+    async with connect() as client:
+        assert client.config("checkout/limits")["max_items"] == 2
+    server.root = server.authority.root(number=1)
+    with pytest.raises(UntrustedRoot, match="given 1"):
+        async with connect():
+            pytest.fail("an older root was taken")
+
+
+async def test_the_kept_endpoints_serve_while_the_api_is_away(server: Any, connect: Any) -> None:
+    async with connect():
+        pass
+    server.answers_http = False
+    async with connect() as client:
+        await eventually(lambda: client.status.transport == "websocket")
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+
+
+async def test_a_server_that_asks_for_patience_gets_it(server: Any, connect: Any) -> None:
+    server.refuse_upgrade = HTTPStatus.SERVICE_UNAVAILABLE
+    server.retry_after = 3600
+    with pytest.raises(TimedOut, match="503"):
+        async with connect(start_timeout=0.5):
+            pytest.fail("started")
+    assert server.upgrades == 1
+
+
+async def test_a_server_that_is_none_is_said_to_be_none(server: Any, connect: Any) -> None:
+    server.endpoints = {"hello": "world"}
+    with pytest.raises(TimedOut, match="is the address right"):
+        async with connect(start_timeout=0.3):
+            pytest.fail("started")
+
+
+async def test_an_https_server_must_not_send_a_token_over_plain_sockets(tmp_path: Path, authority: Any) -> None:
+    async with httpx.AsyncClient() as http:
+        discovery = Discovery(http, "https://config.example", authority.anchor, folder=None, disk=DiskWriter(None))
+        with pytest.raises(InvalidRequest, match="TLS"):
+            discovery.use_endpoints(b'{"api":"https://x","stream":"ws://x/v1/stream","bundles":"https://x"}')
+
+
 # --- being told to stop -------------------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +368,24 @@ async def test_a_token_that_polling_is_refused_with_stops_the_client(server: Any
     with pytest.raises(Unauthenticated, match="revoked"):
         async with connect():
             pytest.fail("started")
+
+
+async def test_a_receipt_that_the_server_will_not_take_holds_up_no_other(server: Any, connect: Any) -> None:
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    server.poison = {2}
+    async with connect() as client:
+        await server.publish(checkout__limits={"max_items": 2})
+        assert (await server.receipt(3)).state == "applied"
+        await eventually(lambda: client.status.receipts_pending == 0)
+    assert {one.number for one in server.receipts} == {3}
+
+
+async def test_a_poll_that_is_not_held_is_not_repeated_in_a_circle(server: Any, connect: Any) -> None:
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    server.holds = False
+    async with connect() as client:
+        await eventually(lambda: client.status.receipts_pending == 0)
+        assert len([1 for _, path, _ in server.requests if path.startswith("/v1/bundles")]) <= 3
 
 
 # --- the disk -----------------------------------------------------------------------------------------------------------------------------

@@ -141,6 +141,7 @@ class Heliograph(Reader):
             raise InvalidRequest("a client starts once; make a new one")
         self._phase = "starting"
         self._owner = asyncio.create_task(self._own(), name="heliograph")
+        self._owner.add_done_callback(self._ended)
         try:
             await self._started(self._owner)
         except BaseException:
@@ -265,8 +266,8 @@ class Heliograph(Reader):
             self._progress.set()
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                for start in self._unstarted:
-                    self._call(group, start)
+                while self._unstarted:
+                    self._call(group, self._unstarted.pop(0))
                 disk = group.create_task(engine.disk.run())
                 connection = group.create_task(self._connect(engine))
                 await self._closing.wait()
@@ -281,6 +282,12 @@ class Heliograph(Reader):
             await engine.connection.run()
         except HeliographError as error:
             self._stop(error)
+
+    def _ended(self, owner: asyncio.Task[None]) -> None:
+        """Loudly, when it was not asked to: a fault of ours must not look like calm."""
+        if not owner.cancelled() and (fault := owner.exception()) is not None and self._phase == "running":
+            _log.critical("the client ended unexpectedly", exc_info=fault)
+            self._stop(HeliographError("the client ended unexpectedly; see the log of `heliograph`"))
 
     def _stop(self, error: HeliographError) -> None:
         _log.error("the client stops following the server, the last good version stays: %s", error)
@@ -313,7 +320,7 @@ class Heliograph(Reader):
         """A callback's task; before the client starts, it waits for that."""
         if self._group is not None:
             self._call(self._group, start)
-        elif self._owner is None:
+        elif not self._closing.is_set():
             self._unstarted.append(start)
 
     def _call(self, group: asyncio.TaskGroup, start: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -57,14 +57,14 @@ class Discovery:
 
     def recall(self) -> None:
         """What the disk knows; blocks. Damaged or foreign files count as none."""
-        self._recall("endpoints", self._use_endpoints)
+        self._recall("endpoints", self.use_endpoints)
         self._recall("roots", self._recall_roots)
 
     async def refresh(self) -> None:
         """Asks the server. Raises Unavailable, or UntrustedRoot and other errors that trying again cannot heal."""
         endpoints, root = await self._get("/v1/endpoints"), await self._get("/v1/trust")
         try:
-            self._use_endpoints(endpoints)
+            self.use_endpoints(endpoints)
         except msgspec.DecodeError:
             raise Unavailable(f"{self._url} does not answer as a Heliograph server; is the address right?") from None
         self._follow_root(root)
@@ -95,7 +95,7 @@ class Discovery:
         for line in body.splitlines():
             self._follow_root(line)
 
-    def _use_endpoints(self, body: bytes) -> None:
+    def use_endpoints(self, body: bytes) -> None:
         """A token never leaves TLS once it was given an https address."""
         found = msgspec.json.decode(body, type=Endpoints)
         secure = urlsplit(self._url).scheme == "https"

@@ -99,15 +99,12 @@ class DiskWriter:
         """Everything marked is on disk, or the failure is said in the log and in `failure`."""
         self._wanted.clear()
         while self._folder is not None and self._dirty:
-            name = next(iter(self._dirty))
-            body = self._dirty.pop(name)()
-            await asyncio.to_thread(self._write, self._folder / name, body)
-
-    def _write(self, path: Path, body: bytes) -> None:
-        try:
-            write_copy(path, body)
-            self.failure = None
-        except OSError as error:
-            if self.failure is None:
-                _log.warning("cannot write the disk copy %s: %s", path, error)
-            self.failure = f"{type(error).__name__}: {error.strerror or error}"
+            name, encode = self._dirty.popitem()
+            try:
+                await asyncio.to_thread(write_copy, self._folder / name, encode())
+            except OSError as error:
+                if self.failure is None:
+                    _log.warning("cannot write the disk copy %s: %s", name, error)
+                self.failure = str(error)
+            else:
+                self.failure = None

@@ -29,7 +29,7 @@ from heliograph.client._status import Alarm, DiskState, SubscriptionStatus
 from heliograph.client._transport_polling import PollingLink, Reporter
 from heliograph.client._transport_websocket import WebSocketLink
 from heliograph.core.digest import Digest
-from heliograph.core.errors import HeliographError, Invalid, Unavailable
+from heliograph.core.errors import BadSignature, HeliographError, Invalid, Unavailable
 from heliograph.core.frames import Fingerprint
 from heliograph.core.replica import Candidate, Replica
 from heliograph.core.times import to_us
@@ -141,7 +141,7 @@ class Engine:
         self._random = Random()  # noqa: S311  spreads load, decides nothing secret
         self._session: Session | None = None
         self._damaged = False
-        self._asked = False  # whether the server was asked where its services are since a link last failed
+        self._asked = False  # whether the server was asked for endpoints and root since a link or a signature last failed
         self.connection = Connection(self, self._apply, listeners.progress, random=self._random, retry=options.retry)
 
     # --- from the disk ---------------------------------------------------------------------------------------------------------
@@ -254,6 +254,7 @@ class Engine:
                     self._lives[channel.id],
                     alarm.detail,
                 )
+                self._asked &= alarm.code != BadSignature.code
                 self._listeners.alarm(alarm)
             case _:
                 _log.warning("the server will not serve a subscription: %s", effect.error)

@@ -27,7 +27,7 @@ from heliograph.client._live import Proposal, reason_of
 from heliograph.client._receipts import Answered, Receipts
 from heliograph.client._status import Alarm, Rejection, Source
 from heliograph.core import frames
-from heliograph.core.errors import Forked, HeliographError, Invalid, Refused
+from heliograph.core.errors import BadSignature, Forked, HeliographError, Invalid, Refused
 from heliograph.core.records import Cursor, Head, Signed
 from heliograph.core.replica import Assembler, Candidate, Replica, StateFrame
 
@@ -38,7 +38,9 @@ SILENCE_HEARTBEATS: Final = 3.0  # this many heartbeats without a word from the 
 DAMAGE_RESYNCS: Final = 1
 GAP_RESYNCS: Final = 3
 RAN: Final = 256
+FIRST_HEARTBEAT_S: Final = 1.0
 WELCOME_S: Final = 10.0
+RETRUST_S: Final = 5.0
 RETRY_REFUSED_S: Final = 30.0  # a subscription that the server would not serve: asked for again on a new connection
 POLLING_JITTER_MS: Final = 1_000
 
@@ -220,7 +222,10 @@ class Session:
         self.welcome = welcome
         self.offset.exchanged(self._hello_us, welcome.received_at_us, welcome.sent_at_us, now.wall_us)
         self.receipts.again(now_us=now.steady_us, jitter_us=welcome.receipt_jitter_ms * 1000)
-        self._heartbeat_at_us = self._next_heartbeat(now)
+        # the first one soon: hello waited for the token's check, which makes it a poor measure of the clock
+        self._heartbeat_at_us = now.steady_us + int(
+            self._random.uniform(0, min(FIRST_HEARTBEAT_S, welcome.heartbeat_s)) * SECOND
+        )
 
     def _state(self, frame: StateFrame, now: Moment) -> list[Effect]:
         channel = self.channels.get(frame.subscription)
@@ -318,6 +323,10 @@ class Session:
         channel.resync.wanted |= tries > 0
         if channel.resync.asked < tries:
             return []
+        if (
+            isinstance(refusal, BadSignature) and self.leave_at_us is None
+        ):  # keys may have changed: come back with a newer trust root
+            self._leave_within(RETRUST_S, now)
         alarm = Alarm(
             code=refusal.code,
             detail=str(refusal),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from random import Random
@@ -36,7 +37,7 @@ from heliograph.core.frames import (
 
 HOLD_S: Final = 25
 READ_TIMEOUT_S: Final = HOLD_S + 10.0
-PAUSE_S: Final = 5.0  # between two polls when the last one brought nothing that was applied
+PAUSE_S: Final = 5.0
 REFUSED_PAUSE_S: Final = 60.0  # after the server would not serve a subscription
 
 _log = logging.getLogger("heliograph")
@@ -105,19 +106,17 @@ class PollingLink:
 
     async def _follow(self, subscription: int, take: Take) -> None:
         while True:
-            before = self._now(subscription)
+            before, since = self._now(subscription), time.monotonic()
             answers = await self._ask(before)
             for frame in answers:
                 take(frame)
-            await asyncio.sleep(self._pause_s(before, answers))
+            if any(isinstance(answer, ErrorFrame) for answer in answers):
+                await self._pause(REFUSED_PAUSE_S)
+            elif self._now(subscription).have == before.have and time.monotonic() - since < HOLD_S / 2:
+                await self._pause(PAUSE_S)  # it brought nothing and was not held: asking at once would bring the same
 
-    def _pause_s(self, before: Subscription, answers: Sequence[FromServer]) -> float:
-        """None after news and after a poll that was held; long where asking again would only bring the same."""
-        if any(isinstance(answer, ErrorFrame) for answer in answers):
-            return self._random.uniform(0.5, 1.0) * REFUSED_PAUSE_S
-        if not answers or any(isinstance(answer, Current) for answer in answers) or self._now(before.id).have != before.have:
-            return 0.0
-        return self._random.uniform(0.5, 1.0) * PAUSE_S
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(self._random.uniform(0.5, 1.0) * seconds)
 
     async def _ask(self, subscription: Subscription) -> list[FromServer]:
         query: list[tuple[str, str | int | float | bool | None]] = [("view", selector) for selector in subscription.view]
