@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the real servers that tests use: Debian's PostgreSQL, Kafka from Maven jars, npm packages of tests/node.
+# Installs what tests use beside Python packages: Debian's PostgreSQL, Kafka from Maven jars, npm packages of tests/node, the JSON Schema suite.
 # On a machine where one cannot be installed it says so and goes on (its tests skip with the reason); with CI=true it fails.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -31,4 +31,5 @@ if command -v npm >/dev/null; then
         npm ci --prefix tests/node --silent --no-fund --no-audit || missing "npm ci in tests/node failed"
     fi
 fi
+bash tests/registry/json_schema_suite.sh || missing "the JSON Schema suite could not be fetched"
 exit 0
