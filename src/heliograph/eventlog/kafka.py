@@ -367,7 +367,7 @@ class KafkaAppender:
         if not records:
             return
         self.warm()
-        assert self._producer
+        assert self._producer is not None  # one without messages on their way is falsy
         receipt = _Deliveries(len(records))
         stamp = str(now_us()).encode()
         for each in records:
@@ -379,7 +379,7 @@ class KafkaAppender:
             raise Unavailable("Kafka does not acknowledge", retry_after=1) from None
 
     async def close(self) -> None:
-        if self._producer:
+        if self._producer is not None:
             await self._producer.close()
 
 
