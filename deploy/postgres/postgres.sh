@@ -30,10 +30,17 @@ pid() {                 # of the server that runs on this data, by its own state
 
 ready() { [ "$(sed -n 8p "$data/postmaster.pid" 2>/dev/null | tr -d ' ')" = ready ]; }
 
+move_out() {            # below a private folder (root's home) the server's user could not reach its data: the folder becomes a link
+    mkdir -p -m 711 /var/lib/heliograph
+    local place; place=$(mktemp -d /var/lib/heliograph/postgres-XXXXXX)
+    rmdir "$POSTGRES_DIR"; ln -s "$place" "$POSTGRES_DIR"
+    POSTGRES_DIR=$place data=$place/data
+}
+
 create() {
     mkdir -p "$POSTGRES_DIR"
     if [ "$(id -u)" = 0 ]; then
-        as_server test -x "$POSTGRES_DIR" || die "the user postgres cannot reach $POSTGRES_DIR; set POSTGRES_DIR to a folder it can walk to"
+        as_server test -x "$POSTGRES_DIR" || move_out
         chown postgres: "$POSTGRES_DIR"
     fi
     as_server "$POSTGRES_BIN/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C --no-instructions >/dev/null

@@ -285,7 +285,8 @@ class KafkaProducer:
         self._thread = threading.Thread(target=self._serve, name="kafka producer", daemon=True)
         self._thread.start()
 
-    def __len__(self) -> int:
+    @property
+    def in_flight(self) -> int:
         """Messages on their way."""
         return len(self._producer)
 

@@ -61,7 +61,7 @@ class Copier:
             self.wake.clear()
             if self._producer.failed.done():
                 raise Corrupt(f"the Kafka producer failed for good: {self._producer.failed.result()}")
-            if len(self._producer) > self._settings.in_flight:
+            if self._producer.in_flight > self._settings.in_flight:
                 await asyncio.sleep(0.005)
                 continue
             if not await self._copy_some():
