@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from heliograph import __version__
+from heliograph.core import names
 from heliograph.services.registry import answers
 
 ANY_JSON: Final = "any"
@@ -80,6 +81,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     problem = {"description": "A problem", "content": {"application/problem+json": {"schema": _schema(answers.Problem)}}}
     for path, operations in made["paths"].items():
         for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] |= _GRAMMAR.get(parameter["name"], {}) if parameter["in"] == "path" else {}
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = problem
             if path in _PUBLIC:
@@ -87,6 +90,17 @@ def document(app: FastAPI) -> dict[str, Any]:
     return made
 
 
+VERSION_NAME: Final = r"^([1-9][0-9]{0,15}|sha256:[0-9a-f]{64})$"
+CONFIG_NAME: Final = {
+    "pattern": rf"^{names.SEGMENT}(/{names.SEGMENT}){{0,{names.MAX_SEGMENTS - 1}}}$",
+    "maxLength": names.MAX_CONFIG_NAME,
+}
+_GRAMMAR: Final[dict[str, dict[str, Any]]] = {
+    "namespace": {"pattern": f"^{names.SEGMENT}$"},
+    "environment": {"pattern": f"^{names.SEGMENT}$"},
+    "name": CONFIG_NAME,
+    "which": {"pattern": VERSION_NAME},
+}
 _PUBLIC: Final = ("/v1/endpoints", "/v1/trust")
 _ABOUT: Final = (
     "Namespaces hold environments, environments hold configs. Every change is one immutable, signed version of an environment. "

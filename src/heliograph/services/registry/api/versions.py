@@ -17,7 +17,7 @@ from heliograph.services.registry import answers
 from heliograph.services.registry.answers import DiffAnswer, DiffEnd, VersionAnswer, VersionList
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
-from heliograph.services.registry.api.openapi import NDJSON, WRITE_HEADERS, gives, takes
+from heliograph.services.registry.api.openapi import CONFIG_NAME, NDJSON, VERSION_NAME, WRITE_HEADERS, gives, takes
 from heliograph.services.registry.api.writing import answer, order
 from heliograph.services.registry.changes import MAX_CHANGES, message, read_many
 from heliograph.services.registry.heads import Place, VersionRow
@@ -38,7 +38,7 @@ _CHANGES: Final[dict[str, Any]] = {
                 "required": ["name"],
                 "additionalProperties": False,
                 "properties": {
-                    "name": {"type": "string", "maxLength": 200},
+                    "name": {"type": "string", **CONFIG_NAME},
                     "document": {"description": "any JSON"},
                     "schema": {
                         "description": "a JSON Schema (draft-07), or null to take it away",
@@ -46,6 +46,7 @@ _CHANGES: Final[dict[str, Any]] = {
                     },
                     "delete": {"type": "boolean"},
                 },
+                "anyOf": [{"required": ["document"]}, {"required": ["schema"]}, {"required": ["delete"]}],
             },
         },
     },
@@ -55,7 +56,10 @@ _ROLLBACK: Final[dict[str, Any]] = {
     "required": ["to"],
     "additionalProperties": False,
     "properties": {
-        "to": {"description": "number or id", "type": ["integer", "string"]},
+        "to": {
+            "description": "number or id",
+            "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": VERSION_NAME}],
+        },
         "message": {"type": ["string", "null"], "maxLength": 1000},
     },
 }
