@@ -69,6 +69,7 @@ def broken(story):
     yield "bad name", replace(good, namespace="Shop")
     yield "bad version", replace(good, version="sha256:00")
     yield "negative", replace(good, number=-1)
+    yield "trace", replace(good, trace="x" * 201)
     yield "huge", replace(good, subscription=2**63)
     yield "future", replace(good, received_at_us=story.at(2 * 86_400_000))
     yield "large view", replace(story.subscribed("a", 0), view=("x",) * 300)

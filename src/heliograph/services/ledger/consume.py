@@ -56,6 +56,7 @@ class Consumer:
         self._now_us = now_us
         self._queue: asyncio.Queue[list[Record]] = asyncio.Queue(QUEUED_BATCHES)
         self._progress: dict[Stream, Progress] = {}
+        self._tails = {stream: source.reader(stream) for stream in STREAMS}  # asked for the log's end only
         self._advanced = asyncio.Event()
 
     async def run(self) -> None:
@@ -67,11 +68,7 @@ class Consumer:
 
     async def caught_up(self, stream: Stream, timeout_s: float) -> bool:
         """Whether everything that was in the stream when called has been taken in, waiting for it at most so long."""
-        reader = self._log.reader(stream)
-        try:
-            end = await reader.end()
-        finally:
-            await reader.close()
+        end = await self._tails[stream].end()
         try:
             async with asyncio.timeout(timeout_s):
                 while not self._has(stream, end):
@@ -90,7 +87,8 @@ class Consumer:
     async def _read(self, stream: Stream) -> None:
         reader = self._log.reader(stream)
         try:
-            start = await self._start(stream, await reader.identity(), await reader.earliest())
+            identity, earliest = await until_available(reader.identity), await until_available(reader.earliest)
+            start = await self._start(stream, identity, earliest)
             async with aclosing(cast("AsyncGenerator[list[Record | Gap]]", reader.read(start))) as batches:
                 async for items in batches:
                     await self._arrived(stream, items)

@@ -86,6 +86,7 @@ def commit_in(event: VersionEvent, committed_at_us: int) -> Commit:
     if not same_place or head.version != Version.id_of(event.version.payload) or point != Point(event.epoch, event.number):
         raise Invalid("the event, its version and its head do not belong together")
     _check_numbers(*point, event.received_at_us)
+    _check_trace(event.trace)
     return Commit(
         address=Address(record.namespace, record.environment),
         point=point,
@@ -113,11 +114,16 @@ def head_in(event: VersionEvent | HeadEvent | CurrentHead) -> Head:
     return head
 
 
+def bounded(reason: str | None) -> str | None:
+    return (reason or "")[:MAX_REASON] or None
+
+
 def answer_in(event: Received) -> Answer:
     """What is kept of a receipt. A time that cannot be (later than the receipt, more than a day before) is the receipt's own."""
-    reason = (event.reason or "")[:MAX_REASON] or None
     plausible = event.received_at_us - DAY_US < event.applied_at_us < event.received_at_us
-    return Answer(event.state, reason, event.applied_at_us if plausible else event.received_at_us, event.received_at_us)
+    return Answer(
+        event.state, bounded(event.reason), event.applied_at_us if plausible else event.received_at_us, event.received_at_us
+    )
 
 
 def _decoded(decoder: msgspec.json.Decoder[_E], body: bytes) -> _E:
@@ -175,6 +181,7 @@ def _check_subscribed(event: Subscribed) -> None:
 
 def _check_received(event: Received) -> None:
     _check_ids(event.instance, event.connection, event.node)
+    _check_trace(event.trace)
     _check_version(event.version)
     _check_numbers(event.subscription, event.epoch, event.number)
 
@@ -182,6 +189,11 @@ def _check_received(event: Received) -> None:
 def _check_ids(*ids: str) -> None:
     if not all(0 < len(each) <= MAX_ID for each in ids):
         raise Invalid(f"an id is empty or longer than {MAX_ID} characters")
+
+
+def _check_trace(trace: str | None) -> None:
+    if trace is not None and len(trace) > MAX_ID:
+        raise Invalid(f"the trace is longer than {MAX_ID} characters")
 
 
 def _check_version(version: str) -> None:

@@ -126,12 +126,12 @@ class Keeper:
     def _due(self) -> Iterator[tuple[Propagation, str]]:
         horizon_us, settings = self._ledger.horizon_us, self._settings
         for propagations in self._ledger.board.open_by_environment():
-            for newer, propagation in enumerate(reversed(propagations)):
+            for position, propagation in enumerate(propagations, start=1):
                 committed_at_us = propagation.commit.committed_at_us
                 quiet_us = horizon_us - max(committed_at_us, propagation.changed_at_us)
                 if horizon_us - committed_at_us >= _us(settings.propagation_deadline_s):
                     yield propagation, "deadline"
-                elif newer >= settings.propagation_max_open:
+                elif len(propagations) - position >= settings.propagation_max_open:
                     yield propagation, "overtaken"
                 elif propagation.complete and quiet_us >= _us(settings.propagation_settle_s):
                     yield propagation, "complete"

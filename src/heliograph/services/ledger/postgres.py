@@ -12,13 +12,14 @@ from typing import Any, Final, cast
 import asyncpg
 import msgspec
 
-from heliograph.core.events import Unsubscribed
+from heliograph.core.events import Received, Unsubscribed
 from heliograph.core.frames import Fingerprint
 from heliograph.core.records import Head
 from heliograph.runtime.postgres import Connection, Pool, translating
 from heliograph.services.ledger.answers import Address, Answer, Line, Point, digest_of
 from heliograph.services.ledger.batch import Batch
 from heliograph.services.ledger.board import Board, Interval, profile_from
+from heliograph.services.ledger.intake import bounded
 from heliograph.services.ledger.propagation import Commit, Hop
 from heliograph.services.ledger.report import Report
 from heliograph.services.ledger.statements import SQL
@@ -175,7 +176,7 @@ class Writer:
             )  # fmt: skip
             await self._columns("end_replaced", ((e.namespace, e.environment, e.instance) for e in rows))
         ended = batch.unsubscribed.values()
-        await self._columns("end_subscriptions", ((e.connection, e.subscription, e.at_us, e.reason) for e in ended))
+        await self._columns("end_subscriptions", ((e.connection, e.subscription, e.at_us, bounded(e.reason)) for e in ended))
 
     async def _write_answers(self, batch: Batch) -> None:
         await self._columns(
@@ -188,13 +189,7 @@ class Writer:
                 for e, a in batch.answers.values()
             ),
         )  # fmt: skip
-        runs, latest = batch.runs.values(), batch.latest.values()
-        await self._columns(
-            "note_runs", ((e.connection, e.subscription, e.epoch, e.number, e.version, e.received_at_us) for e in runs)
-        )
-        await self._columns(
-            "note_answers", ((e.connection, e.subscription, e.number, e.state, e.reason, e.received_at_us) for e in latest)
-        )
+        await self._columns("note_answers", (_noted(e, batch.runs.get(slot)) for slot, e in batch.latest.items()))
 
     async def _write_nodes(self, batch: Batch) -> None:
         nodes, fan_outs = batch.nodes.values(), batch.fan_outs.items()
@@ -291,6 +286,12 @@ class Tables:
     async def _fetch(self, name: str, *values: object) -> list[asyncpg.Record]:
         with translating():
             return await self._pool.fetch(SQL[name], *values)
+
+
+def _noted(latest: Received, runs: Received | None) -> tuple[Any, ...]:
+    answered = latest.number, latest.state, bounded(latest.reason), latest.received_at_us
+    reached = (runs.epoch, runs.number, runs.version, runs.received_at_us) if runs else (None, None, None, None)
+    return latest.connection, latest.subscription, *answered, *reached
 
 
 def _commit(row: asyncpg.Record) -> Commit:

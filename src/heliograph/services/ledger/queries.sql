@@ -62,21 +62,21 @@ on conflict (version, instance, subscription, day) do update
    and (excluded.state, -excluded.received_at_us, -excluded.applied_at_us, coalesce(excluded.reason, '') collate "C")
      > (known.state, -known.received_at_us, -known.applied_at_us, coalesce(known.reason, '') collate "C");
 
--- name: note_runs
--- What an instance runs grows within one connection; a new connection starts from what it says to have.
-update ledger.subscription s
-   set runs_epoch = r.epoch, runs_number = r.number, runs_version = r.version, runs_since_us = r.at_us
-  from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[])
-       as r(connection, subscription, epoch, number, version, at_us)
- where s.connection = r.connection and s.subscription = r.subscription
-   and (s.runs_number is null or (r.epoch, r.number) > (s.runs_epoch, s.runs_number));
-
 -- name: note_answers
+-- Its latest receipt, and what it runs: that grows within one connection, and a new connection starts from what it says to have.
 update ledger.subscription s
-   set answered_number = a.number, answered_state = a.state, answered_reason = a.reason, answered_at_us = a.at_us
-  from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[])
-       as a(connection, subscription, number, state, reason, at_us)
- where s.connection = a.connection and s.subscription = a.subscription and (s.answered_at_us is null or a.at_us >= s.answered_at_us);
+   set (runs_epoch, runs_number, runs_version, runs_since_us) = (
+           select * from (values (s.runs_epoch, s.runs_number, s.runs_version, s.runs_since_us),
+                                 (r.runs_epoch, r.runs_number, r.runs_version, r.runs_since_us)) as runs(epoch, number, version, at_us)
+            where number is not null order by epoch desc, number desc, at_us limit 1),
+       (answered_number, answered_state, answered_reason, answered_at_us) = (
+           select * from (values (s.answered_number, s.answered_state, s.answered_reason, s.answered_at_us),
+                                 (r.number, r.state, r.reason, r.at_us)) as answered(number, state, reason, at_us)
+            where number is not null order by at_us desc limit 1)
+  from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[],
+              $10::bigint[])
+       as r(connection, subscription, number, state, reason, at_us, runs_epoch, runs_number, runs_version, runs_since_us)
+ where s.connection = r.connection and s.subscription = r.subscription;
 
 -- name: store_fan_outs
 insert into ledger.fan_out (namespace, environment, epoch, number, node, recipients, logged_at_us, started_at_us, done_at_us)
