@@ -38,16 +38,15 @@ def environment(text: str) -> Environment:
 
 def config(text: str) -> ConfigName:
     if len(text) > MAX_CONFIG_NAME or not _CONFIG.fullmatch(text):
-        raise InvalidName(
-            f"{_shown(text)} is not a config name: up to {MAX_SEGMENTS} segments joined by /, {MAX_CONFIG_NAME} characters in all; a segment is {_RULE}"
-        )
+        shape = f"up to {MAX_SEGMENTS} segments joined by /, {MAX_CONFIG_NAME} characters in all"
+        raise InvalidName(f"{_shown(text)} is not a config name: {shape}; a segment is {_RULE}")
     return ConfigName(text)
 
 
 def selector(text: str) -> Selector:
     """A config, a folder (with everything below it), or ``""`` for all."""
     fits = len(text) <= MAX_CONFIG_NAME
-    if not text or fits and (_CONFIG.fullmatch(text) or _FOLDER.fullmatch(text)):
+    if not text or (fits and (_CONFIG.fullmatch(text) or _FOLDER.fullmatch(text))):
         return Selector(text)
     raise InvalidName(f'{_shown(text)} is not a selector: a config name, a folder name that ends in /, or "" for everything')
 
@@ -58,8 +57,8 @@ def view(selectors: Iterable[str]) -> View:
     if not wanted:
         raise InvalidName('a view needs at least one selector; "" means everything')
     kept: list[str] = []
-    for each in wanted:
-        if not any(inside(each, other) for other in kept):
+    for each in wanted:  # a folder stands right before what is in it
+        if not kept or not inside(each, kept[-1]):
             kept.append(each)
     return View(tuple(kept))
 

@@ -4,12 +4,14 @@ has to add to the view's own changes to compute the new root. A first proof is t
 A view is a set of selectors: ``checkout/limits`` (a config), ``checkout/`` (a folder with all below it), ``""`` (everything).
 
 What `advance` guarantees when it returns: the client's entries inside its view are exactly those of the signed root. Nothing withheld,
-nothing added, nothing altered, absent names included.
+nothing added, nothing altered, absent names included. The entries are the ones of the trie that it returns (`visible`, `differing`): a proof may
+leave one out of the changes and be right, when what it is about is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 import msgspec
 
@@ -17,7 +19,6 @@ from heliograph.core import frames
 from heliograph.core.canonical import canonical
 from heliograph.core.digest import Digest, digest, spell, unspell
 from heliograph.core.errors import BadProof
-from heliograph.core.names import inside
 from heliograph.core.trie import (
     EMPTY,
     Branch,
@@ -37,7 +38,7 @@ from heliograph.core.trie import (
     update,
 )
 
-Want = dict[str, "Want | bool"]  # one folder's segments: True = all of it is in view, a dict = only parts below
+Want: TypeAlias = dict[str, "Want | bool"]  # one folder's segments: True = all of it is in view, a dict = only parts below
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ def from_text(text: frames.ProofText | None) -> Proof:
 
 
 def _spelled(digests: Mapping[str, bytes | None]) -> dict[str, str | None]:
-    return {name: raw and spell(raw) for name, raw in sorted(digests.items())}
+    return {name: None if raw is None else spell(raw) for name, raw in sorted(digests.items())}
 
 
 def _raw(digests: Mapping[str, str | None]) -> dict[str, bytes | None]:
@@ -77,22 +78,41 @@ def _raw(digests: Mapping[str, str | None]) -> dict[str, bytes | None]:
 # --- views ---------------------------------------------------------------------------------------------------------------------
 
 
+def covering(view: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a name (or a folder's) is inside the view, at the cost of a few look-ups however many selectors there are."""
+    selectors = frozenset(view)
+    if "" in selectors:
+        return lambda _: True
+    folders = frozenset(each for each in selectors if each.endswith("/"))
+
+    def covers(name: str) -> bool:
+        return name in selectors or any(name[: at + 1] in folders for at, character in enumerate(name) if character == "/")
+
+    return covers
+
+
 def covers(view: Iterable[str], name: str) -> bool:
-    return any(inside(name, selector) for selector in view)
+    return covering(view)(name)
 
 
 def wanted(view: Iterable[str]) -> Want | bool:
+    """The view as a tree of segments; True: everything."""
     top: Want = {}
     for selector in sorted(view):  # a folder sorts before what is in it
         *path, last = segments(selector) or [""]
         if not last:
             return True
-        at: Want | bool = top
-        for segment in path:
-            at = at if at is True else at.setdefault(segment, {})
-        if at is not True:
-            at[last] = True
+        _want(top, path, last)
     return top
+
+
+def _want(at: Want, path: list[str], last: str) -> None:
+    for segment in path:
+        below = at.setdefault(segment, {})
+        if isinstance(below, bool):  # the whole folder is wanted already
+            return
+        at = below
+    at[last] = True
 
 
 def resolved(root: Node, view: Iterable[str]) -> bool:
@@ -113,15 +133,26 @@ def visible(root: Node, view: Iterable[str]) -> Iterator[tuple[str, bytes]]:
             yield from leaves(at, selector)
 
 
+def differing(old: Node | None, new: Node, view: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+    """What a view sees change between two partial tries that both settle it; None: it is gone. Costs what changed, not what is held."""
+    for selector in view:
+        was, now = get(old, selector) if old else None, get(new, selector)
+        if isinstance(was, bytes) or isinstance(now, bytes):
+            if was != now:
+                yield selector, now if isinstance(now, bytes) else None
+        else:
+            yield from diff(was, now, selector)
+
+
 def view_digest(root: Node, view: Iterable[str]) -> Digest:
     """ETag of a bundle and content of a heartbeat: equal as long as nothing in the view changes. Raises Unknown below a stub."""
     return digest("view", canonical([[selector, _spelled_entry(get(root, selector))] for selector in sorted(view)]))
 
 
 def _spelled_entry(entry: Entry | None) -> str | None:
-    if entry is None or isinstance(entry, bytes):
-        return entry and spell(entry)
-    return spell(entry.digest)
+    if entry is None:
+        return None
+    return spell(entry if isinstance(entry, bytes) else entry.digest)
 
 
 # --- making (the side that has both tries) --------------------------------------------------------------------------------------
@@ -129,7 +160,8 @@ def _spelled_entry(entry: Entry | None) -> str | None:
 
 def changes(old: Node | None, new: Node, view: Iterable[str]) -> dict[str, bytes | None]:
     """The version's changes inside a view."""
-    return {name: digest for name, digest in diff(old, new) if covers(view, name)}
+    covered = covering(view)
+    return {name: entry for name, entry in diff(old, new) if covered(name)}
 
 
 def prove(old: Node | None, new: Node, view: Iterable[str]) -> Proof:
@@ -144,13 +176,21 @@ def _or_none(root: Node | None) -> Node | None:
     return None if isinstance(root, Bucket) and not root.entries else root
 
 
-def _folder(old: Node | None, new: Node | None, want: Want | bool, folder: str, out: Proof) -> None:
-    if want is not True:
-        _walk(old, new, {s: (digits(s), w) for s, w in want.items()}, folder, "", out, hidden=False)
+_Placed: TypeAlias = Mapping[
+    str, tuple[bytes, Want | bool]
+]  # what is wanted below a place: segment -> its digits, and what of it
 
 
-def _walk(old: Node | None, new: Node | None, want: dict, folder: str, place: str, out: Proof, *, hidden: bool) -> None:
-    """hidden: the client knows old by stubs at best and new must be told entry by entry (a branch that folded into a bucket)."""
+def _folder(old: Entry | None, new: Entry | None, want: Want | bool, folder: str, out: Proof) -> None:
+    assert not isinstance(old, bytes), "a folder's entry is a node"
+    assert not isinstance(new, bytes), "a folder's entry is a node"
+    if isinstance(want, dict):
+        _walk(old, new, {segment: (digits(segment), below) for segment, below in want.items()}, folder, "", out, hidden=False)
+
+
+def _walk(old: Node | None, new: Node | None, want: _Placed, folder: str, place: str, out: Proof, *, hidden: bool) -> None:
+    """Down only where the view goes. hidden: a branch folded into a bucket, so the client, which knew old by stubs at best, must be told new entry by
+    entry."""
     if not hidden and same(old, new):
         return
     if new is None or (hidden and not want):
@@ -160,53 +200,63 @@ def _walk(old: Node | None, new: Node | None, want: dict, folder: str, place: st
     elif not want:
         out.stubs[f"{folder}#{place}"] = new.digest
     elif isinstance(old, Branch) or isinstance(new, Branch):
-        folded, depth = not isinstance(new, Branch), len(place)
-        was, now = (n.children if isinstance(n, Branch) else spread(n, depth) for n in (old, new))
-        for slot in sorted(was.keys() | now.keys()):
-            inside = {s: w for s, w in want.items() if w[0][depth] == slot}
-            _walk(was.get(slot), now.get(slot), inside, folder, f"{place}{slot:x}", out, hidden=folded)
+        _slots(old, new, want, folder, place, out)
     else:
         _entries(old, new, want, folder, out)
 
 
-def _entries(old: Bucket | None, new: Bucket | None, want: dict, folder: str, out: Proof) -> None:
+def _slots(old: Node | None, new: Node, want: _Placed, folder: str, place: str, out: Proof) -> None:
+    depth = len(place)
+    was, now = _children(old, depth), _children(new, depth)
+    for slot in sorted(was.keys() | now.keys()):
+        below = {segment: placed for segment, placed in want.items() if placed[0][depth] == slot}
+        _walk(was.get(slot), now.get(slot), below, folder, f"{place}{slot:x}", out, hidden=not isinstance(new, Branch))
+
+
+def _children(node: Node | None, depth: int) -> Mapping[int, Node]:
+    if isinstance(node, Stub):
+        raise Unknown("a proof is made from tries that are known where the view goes")
+    return node.children if isinstance(node, Branch) else spread(node, depth)
+
+
+def _entries(old: Node | None, new: Node | None, want: _Placed, folder: str, out: Proof) -> None:
     was, now = dict(entries(old)), dict(entries(new))
     for segment in sorted(was.keys() | now.keys()):
         x, y = was.get(segment), now.get(segment)
-        _, inside = want.get(segment, (None, False))
-        if isinstance(inside, dict):
-            _folder(x, y, inside, folder + segment, out)
-        elif not inside and not same(x, y):
-            out.entries[folder + segment] = y if isinstance(y, bytes | None) else y.digest
+        _, below = want.get(segment, (b"", False))
+        if isinstance(below, dict):
+            _folder(x, y, below, folder + segment, out)
+        elif not below and not same(x, y):
+            out.entries[folder + segment] = y if y is None or isinstance(y, bytes) else y.digest
 
 
 def known(root: Node, view: Iterable[str]) -> Proof:
     """The first proof of what a partial trie knows: with the view's entries it rebuilds the same trie from nothing."""
     out = Proof({}, {})
-    _known(root, tuple(view), "", "", out)
+    _known(root, covering(view), "", "", out)
     return out
 
 
-def _known(node: Node, view: tuple[str, ...], folder: str, place: str, out: Proof) -> None:
+def _known(node: Node, covered: Callable[[str], bool], folder: str, place: str, out: Proof) -> None:
     if isinstance(node, Stub):
         out.stubs[f"{folder}#{place}"] = node.digest
     elif isinstance(node, Branch):
         for slot, child in node.children.items():
-            _known(child, view, folder, f"{place}{slot:x}", out)
+            _known(child, covered, folder, f"{place}{slot:x}", out)
     else:
         for segment, entry in node.entries.items():
-            _known_entry(entry, view, folder + segment, out)
+            _known_entry(entry, covered, folder + segment, out)
 
 
-def _known_entry(entry: Entry, view: tuple[str, ...], name: str, out: Proof) -> None:
-    if covers(view, name):
+def _known_entry(entry: Entry, covered: Callable[[str], bool], name: str, out: Proof) -> None:
+    if covered(name):
         return
     if isinstance(entry, bytes):
         out.entries[name] = entry
     elif isinstance(entry, Stub):
         out.entries[name] = entry.digest
     else:
-        _known(entry, view, name, "", out)
+        _known(entry, covered, name, "", out)
 
 
 # --- checking (the client) ------------------------------------------------------------------------------------------------------
@@ -215,7 +265,7 @@ def _known_entry(entry: Entry, view: tuple[str, ...], name: str, out: Proof) -> 
 def advance(held: Node | None, view: Iterable[str], inside: Mapping[str, bytes | None], proof: Proof, root: bytes) -> Node:
     """The client's next partial trie. `root` comes from a signed version. Raises BadProof and changes nothing otherwise."""
     if clash := inside.keys() & proof.entries.keys():
-        raise BadProof(f"told twice: {min(clash)}")
+        raise BadProof(f"told twice: {min(clash)[:80]!r}")
     try:
         after = update(held or EMPTY, {**proof.entries, **inside}, proof.stubs)
     except (Unknown, ValueError) as e:

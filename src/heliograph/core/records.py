@@ -1,12 +1,12 @@
 """Version records, signed heads, leaves, cursors: what is hashed and signed, with its exact text.
 
 A record is kept and shipped as the canonical text (RFC 8785) that was hashed; nobody encodes it twice. Unknown members are kept in the
-text and ignored by readers.
+text and ignored by readers. What is read is checked for its form: digests, numbers and times that could not be written are refused.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NewType, Self
+from typing import Annotated, Literal, NewType, Self
 
 import msgspec
 
@@ -14,6 +14,10 @@ from heliograph.core.canonical import canonical
 from heliograph.core.digest import Digest, digest, unspell
 
 Number = NewType("Number", int)
+DigestText = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
+Instant = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z\Z")]
 VersionKind = Literal["create", "publish", "rollback", "promote", "branch", "rekey", "recover"]
 
 VERSION_TYPE = "application/vnd.heliograph.version.v1+json"
@@ -60,16 +64,16 @@ class Source(msgspec.Struct, frozen=True):
     """Provenance: what was rolled back to, promoted or branched from. Not a second parent."""
 
     environment: str
-    number: int
-    version: str
+    number: Positive
+    version: DigestText
 
 
 class Leaf(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a version says of one config; the trie's entry is the digest of `text`."""
 
-    document: str
-    schema: str | None = None
-    statement: str | None = None
+    document: DigestText
+    schema: DigestText | None = None
+    statement: DigestText | None = None
 
     def text(self) -> bytes:
         return canonical({k: v for k, v in msgspec.structs.asdict(self).items() if v is not None})
@@ -83,15 +87,15 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 
     namespace: str
     environment: str
-    epoch: int
-    number: int
-    parent: str | None
-    root: str
-    history: str
+    epoch: Positive
+    number: Positive
+    parent: DigestText | None
+    root: DigestText
+    history: DigestText
     kind: str
     author: str
-    at: str
-    message: str | None = None
+    at: Instant
+    message: DigestText | None = None
     source: Source | None = None
 
     def text(self) -> bytes:
@@ -111,13 +115,13 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     namespace: str
     environment: str
-    epoch: int
-    number: int
-    version: str
-    root: str
-    safe: int
-    issued_at: str
-    expires_at: str
+    epoch: Positive
+    number: Positive
+    version: DigestText
+    root: DigestText
+    safe: Count
+    issued_at: Instant
+    expires_at: Instant
     rollout: dict[str, object] | None = None
 
     def text(self) -> bytes:

@@ -7,13 +7,15 @@
 3. the version: its digest is the head's, its signature, and the same namespace, environment, epoch, number and root;
 4. its descent: the parent, or a path in the version's history, leads to the version that runs here. In a higher epoch without such a path, only
    a signed `recover` version that kept everything this client knew to be safe;
-5. the content: changes and proof lead to the signed root, every selector of the view is resolved, every leaf and document hashes to what names it.
+5. the content: changes and proof lead to the signed root, every selector of the view is resolved, every document hashes to what its leaf names.
+   What is believed is then read from the proved trie, never from the message: a change that was left out of it cannot linger.
 
 `Replica.adopt` swaps. Whoever lets an application object does so in between, and persists afterwards.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
@@ -22,12 +24,12 @@ import msgspec
 from heliograph.core import delta, history, proof, trie
 from heliograph.core.canonical import Json
 from heliograph.core.delta import Entry
-from heliograph.core.digest import Digest, unspell
-from heliograph.core.errors import BadDigest, BadProof, BadSignature, Forked, RolledBack
+from heliograph.core.digest import Digest, raw_digest, unspell
+from heliograph.core.errors import BadDigest, BadProof, BadSignature, Corrupt, Forked, RolledBack
 from heliograph.core.frames import AdvanceFrame, Changed, Current, DeltaFrame, HeadFrame, Recovery, SnapshotFrame
-from heliograph.core.names import inside
+from heliograph.core.names import View
 from heliograph.core.names import view as view_of
-from heliograph.core.records import Cursor, Head, Signed, Version
+from heliograph.core.records import Count, Cursor, Head, Signed, Version
 from heliograph.core.times import to_us
 from heliograph.core.trust import Trust
 
@@ -35,14 +37,25 @@ StateFrame: TypeAlias = SnapshotFrame | DeltaFrame | AdvanceFrame
 Statement: TypeAlias = StateFrame | Current | HeadFrame
 
 
+STORED = b"heliograph-replica/1"
+"""How a stored state begins: the version of its form."""
+
+
 class _Held(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that is believed about one version."""
+    """Everything that is believed about one version. ``safe``: the highest number that was ever said to be safe; it never falls."""
 
     head: Head
     signed_head: Signed
     signed_version: Signed
+    safe: int
     trie: trie.Node
     entries: Mapping[str, Entry]
+
+
+class _Stored(msgspec.Struct, frozen=True, kw_only=True):
+    view: tuple[str, ...]
+    safe: Count
+    snapshot: SnapshotFrame
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +65,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     held: _Held
+    after: _Held | None
     changed: frozenset[str]
     restarted: bool = False
 
@@ -71,7 +85,7 @@ class Replica:
         self.trust = trust
         self.namespace = namespace
         self.environment = environment
-        self.view = view_of(view)
+        self.view: View = view_of(view)
         self._held: _Held | None = None
 
     # --- what is believed ---
@@ -121,6 +135,9 @@ class Replica:
         return self._content(frame, head, restarted=restarted)
 
     def adopt(self, candidate: Candidate) -> None:
+        """Makes a candidate the state. Raises ValueError if another one was adopted since it was considered."""
+        if candidate.after is not self._held:
+            raise ValueError("the candidate was checked against a state that is gone")
         self._held = candidate.held
 
     # --- 1, 2: the head ---
@@ -148,7 +165,9 @@ class Replica:
             raise Forked("the same version with another root")
         if head.issued_at <= held.head.issued_at or not isinstance(frame, Current | HeadFrame):
             return None
-        return Candidate(held=msgspec.structs.replace(held, head=head, signed_head=frame.head), changed=frozenset())
+        safe = max(held.safe, head.safe)
+        renewed = msgspec.structs.replace(held, head=head, signed_head=frame.head, safe=safe)
+        return Candidate(held=renewed, after=held, changed=frozenset())
 
     # --- 3: the version ---
 
@@ -180,14 +199,14 @@ class Replica:
     def _restarts(self, held: _Held, head: Head, version: Version, recovery: Recovery) -> None:
         opened = self.trust.verify_version(recovery.version)
         identity = Version.id_of(recovery.version.payload)
-        mine = held.head
+        mine = held.head.cursor
         if (opened.namespace, opened.environment, opened.kind) != (self.namespace, self.environment, "recover"):
             raise Forked("the history was restarted without a recover version of this environment")
         if not mine.epoch < opened.epoch <= head.epoch:
             raise Forked("the recover version does not open a newer epoch")
-        if not mine.safe < opened.number <= mine.number:
+        if not held.safe < opened.number <= mine.number:
             raise Forked(
-                f"the recover version {opened.number} drops what was safe here (up to {mine.safe}), or nothing of ours"
+                f"the recover version {opened.number} drops what was safe here (up to {held.safe}), or nothing of ours"
             )
         if identity != head.version and not _is_ancestor(identity, opened.number, version, recovery.ancestry):
             raise Forked("the recover version is not in the history of the head")
@@ -195,18 +214,24 @@ class Replica:
     # --- 5: the content ---
 
     def _content(self, frame: StateFrame, head: Head, *, restarted: bool) -> Candidate:
-        held = None if isinstance(frame, SnapshotFrame) else self._base(frame)
-        base = held.entries if held else {}
-        told = self._told(frame.changes, base)
-        inside_view = {name: entry.digest if entry else None for name, entry in told.items()}
-        neighbours = proof.from_text(frame.proof)
-        if hidden := [name for name in neighbours.entries if not name.endswith("/") and proof.covers(self.view, name)]:
-            raise BadProof(f"{hidden[0]} is in the view, and came without its text")
-        after = proof.advance(held.trie if held else None, self.view, inside_view, neighbours, unspell(head.root))
-        entries = delta.apply(base, told)
+        base = None if isinstance(frame, SnapshotFrame) else self._base(frame)
+        told = self._told(frame.changes)
+        leaves = {name: None if each.leaf is None else raw_digest("leaf", each.leaf.encode()) for name, each in told.items()}
+        before = base.trie if base else None
+        after = proof.advance(before, self.view, leaves, proof.from_text(frame.proof), unspell(head.root))
+        new = _read(told, base.entries if base else {}, dict(proof.differing(before, after, self.view)))
+        held, ran = self._held, self._held.trie if self._held else None
         return Candidate(
-            held=_Held(head=head, signed_head=frame.head, signed_version=frame.version, trie=after, entries=entries),
-            changed=self._changed(told, entries, snapshot=held is None),
+            held=_Held(
+                head=head,
+                signed_head=frame.head,
+                signed_version=frame.version,
+                safe=max(held.safe, head.safe) if held else head.safe,
+                trie=after,
+                entries=new,
+            ),
+            after=held,
+            changed=frozenset(name for name, _ in proof.differing(ran, after, self.view)),
             restarted=restarted,
         )
 
@@ -215,43 +240,77 @@ class Replica:
             raise BadProof("a delta from a version that is not held here")
         return self._held
 
-    def _told(self, changes: Iterable[Changed], base: Mapping[str, Entry]) -> dict[str, Entry | None]:
-        told: dict[str, Entry | None] = {}
+    def _told(self, changes: Iterable[Changed]) -> dict[str, Changed]:
+        told: dict[str, Changed] = {}
+        covered = proof.covering(self.view)
         for each in changes:
-            if each.name in told or not any(inside(each.name, selector) for selector in self.view):
-                raise BadProof(f"{each.name} is told twice, or is outside the view")
-            told[each.name] = delta.from_wire(each, base.get(each.name))
+            if each.name in told or each.name.endswith("/") or not covered(each.name):
+                raise BadProof(f"{each.name[:80]!r} is told twice, or is no config of the view")
+            if each.leaf is not None:
+                delta.read_leaf(each.leaf)
+            told[each.name] = each
         return told
-
-    def _changed(self, told: Mapping[str, Entry | None], entries: Mapping[str, Entry], *, snapshot: bool) -> frozenset[str]:
-        before = self._held.entries if self._held else {}
-        names = told.keys() | before.keys() if snapshot else told.keys()
-        return frozenset(name for name in names if before.get(name) != entries.get(name))
 
     # --- on disk ---
 
     def stored(self) -> bytes:
-        """The state as a snapshot frame, complete with signatures and proof; what `load` reads is verified like any other."""
-        assert self._held, "nothing is held"
-        changes = tuple(delta.to_wire(name, None, entry) for name, entry in sorted(self._held.entries.items()))
-        return msgspec.json.encode(
-            SnapshotFrame(
-                subscription=0,
-                head=self._held.signed_head,
-                version=self._held.signed_version,
-                changes=changes,
-                proof=proof.to_text(proof.known(self._held.trie, self.view)),
-            )
+        """The state with its signatures and proof, after a line with the version of this form and a digest over the rest.
+
+        Raises ValueError while nothing is held.
+        """
+        if self._held is None:
+            raise ValueError("nothing is held")
+        snapshot = SnapshotFrame(
+            subscription=0,
+            head=self._held.signed_head,
+            version=self._held.signed_version,
+            changes=tuple(delta.to_wire(name, None, entry) for name, entry in sorted(self._held.entries.items())),
+            proof=proof.to_text(proof.known(self._held.trie, self.view)),
         )
+        body = msgspec.json.encode(_Stored(view=self.view, safe=self._held.safe, snapshot=snapshot))
+        return _first_line(body) + body
 
     @classmethod
     def load(cls, stored: bytes, trust: Trust, namespace: str, environment: str, view: Iterable[str]) -> Replica:
-        """Raises Refused for what does not verify, msgspec.DecodeError for what cannot be read."""
+        """A replica in a stored state, which is verified as if a server had sent it.
+
+        Raises Corrupt for what was damaged, or is of another form or view; Refused for what does not verify.
+        """
         replica = cls(trust, namespace, environment, view)
-        candidate = replica.consider(msgspec.json.decode(stored, type=SnapshotFrame), 0)
+        read = _read_stored(stored)
+        if read.view != replica.view:
+            raise Corrupt("the stored state is of another view")
+        candidate = replica.consider(read.snapshot, 0)
         assert candidate, "nothing was held"
-        replica.adopt(candidate)
+        held = candidate.held
+        if not held.head.safe <= read.safe <= held.head.number:
+            raise Corrupt("the stored state contradicts its head")
+        replica._held = msgspec.structs.replace(held, safe=read.safe)  # its own
         return replica
+
+
+def _first_line(body: bytes) -> bytes:
+    return STORED + b" sha256:" + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
+def _read_stored(stored: bytes) -> _Stored:
+    line, _, body = stored.partition(b"\n")
+    if line + b"\n" != _first_line(body):
+        raise Corrupt("the stored state is damaged, or was written by another release")
+    try:
+        return msgspec.json.decode(body, type=_Stored)
+    except msgspec.DecodeError:
+        raise Corrupt("the stored state cannot be read") from None
+
+
+def _read(told: Mapping[str, Changed], base: Mapping[str, Entry], found: Mapping[str, bytes | None]) -> Mapping[str, Entry]:
+    """The entries after `found`, the proved differences. Raises BadDigest for a text that is not the named one, BadProof for one that is missing."""
+    read = {name: delta.from_wire(each, base.get(name)) for name, each in told.items()}
+    new = {name: None if leaf is None else read.get(name) for name, leaf in found.items()}
+    for name, leaf in found.items():
+        if leaf is not None and new[name] is None:
+            raise BadProof(f"{name} is in the view, and came without its text")
+    return delta.apply(base, new)
 
 
 def _texts(entries: Mapping[str, Entry]) -> dict[str, bytes]:
@@ -272,27 +331,30 @@ class Assembler:
     """Joins the parts of one state frame. Parts come in order; anything else begins anew."""
 
     def __init__(self, limit: int = 100_000) -> None:
-        self._parts: list[StateFrame] = []
         self._limit = limit
+        self._parts: list[StateFrame] = []
+        self._changes: list[Changed] = []
 
     def add(self, frame: StateFrame) -> StateFrame | None:
-        """The whole frame with its last part, None before. Raises BadProof for parts that do not follow each other."""
-        if frame.parts == 1:
-            self._parts.clear()
-            return frame
+        """The whole frame with its last part, None before. Raises BadProof for parts that do not follow each other, or never end."""
+        if frame.part == 1:
+            self._forget()
         if frame.part != len(self._parts) + 1 or not self._continues(frame):
-            self._parts.clear()
-            if frame.part != 1:
-                raise BadProof("a part of a frame is missing")
+            self._forget()
+            raise BadProof("a part of a frame is missing")
         self._parts.append(frame)
-        if sum(len(each.changes) for each in self._parts) > self._limit:
-            self._parts.clear()
+        self._changes += frame.changes
+        if max(len(self._changes), frame.parts) > self._limit:
+            self._forget()
             raise BadProof("more configs than an environment may have")
         if frame.part < frame.parts:
             return None
-        changes = tuple(change for each in self._parts for change in each.changes)
-        self._parts.clear()
+        changes = tuple(self._changes)
+        self._forget()
         return msgspec.structs.replace(frame, changes=changes, part=1, parts=1)
+
+    def _forget(self) -> None:
+        self._parts, self._changes = [], []
 
     def _continues(self, frame: StateFrame) -> bool:
         if not self._parts:

@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TEXT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 
 
 def to_text(us: int) -> str:
@@ -19,5 +19,4 @@ def to_us(text: str) -> int:
     """Strict inverse of `to_text`. Raises ValueError for any other spelling."""
     if not _TEXT.fullmatch(text):
         raise ValueError("not a time: expected YYYY-MM-DDTHH:MM:SS.mmmZ")
-    at = datetime.strptime(text[:-1] + "000", "%Y-%m-%dT%H:%M:%S.%f").replace(tzinfo=UTC)
-    return (at - _EPOCH) // timedelta(microseconds=1)
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
