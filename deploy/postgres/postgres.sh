@@ -51,9 +51,12 @@ start() {
     [ -e "$data/PG_VERSION" ] || create
     if ! pid >/dev/null; then
         touch "$POSTGRES_DIR/log"; [ "$(id -u)" != 0 ] || chown postgres: "$POSTGRES_DIR/log"
-        as_server setsid "$POSTGRES_BIN/postgres" -D "$data" -k "" -p "$POSTGRES_PORT" -c listen_addresses=127.0.0.1 -c max_connections=200 \
-            -c shared_buffers=128MB -c log_parameter_max_length=0 -c log_parameter_max_length_on_error=0 -c timezone=UTC \
-            >>"$POSTGRES_DIR/log" 2>&1 </dev/null &
+        # the braces: nothing of this shell's own output may stay open in what goes on running
+        {
+            as_server setsid "$POSTGRES_BIN/postgres" -D "$data" -k "" -p "$POSTGRES_PORT" -c listen_addresses=127.0.0.1 \
+                -c max_connections=200 -c shared_buffers=128MB -c log_parameter_max_length=0 -c log_parameter_max_length_on_error=0 \
+                -c timezone=UTC
+        } >>"$POSTGRES_DIR/log" 2>&1 </dev/null &
         local started=$!
         local end=$((SECONDS + POSTGRES_WAIT))
         until pid >/dev/null && ready; do
