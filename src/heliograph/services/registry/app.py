@@ -53,7 +53,7 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
         url = settings.database_url.get_secret_value()
         pool = await open_pool(url, "heliograph registry", size=settings.database_pool, timeout_s=settings.database_timeout_s)
         opened.push_async_callback(pool.close)
-        store = Store(pool)
+        store = Store(pool, timeout_s=settings.database_timeout_s + 5)
         keys = await _keys(settings, store)
         tokens = TokenStore(pool, keys.anchor)
         await _first_start(settings, tokens)
@@ -98,16 +98,15 @@ def wire(
     context = Context(
         pool=pool,
         store=store,
-        objects=objects,
         commits=commits,
-        publish=Publish(commits, objects, validation, three_way),
+        publish=Publish(commits, objects, validation, three_way, metrics),
         rollback=Rollback(commits, store, objects, three_way),
         reading=Reading(store, objects),
         replay=Replay(pool, store, renewal, bell),
         tokens=tokens,
         token_desk=TokenDesk(store, tokens, bell),
         propagations=propagations,
-        bell=bell,
+        metrics=metrics,
         trust=keys.statement,
         endpoints=_endpoints(settings),
         wait_max_s=settings.wait_max_s,

@@ -9,10 +9,10 @@ a read; a refusal is never based on a guess.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -36,7 +36,7 @@ from heliograph.runtime import retry
 from heliograph.runtime.clock import now_us
 from heliograph.services.registry import answers
 from heliograph.services.registry.cache import ByteCache
-from heliograph.services.registry.draft import EMPTY, Content, Draft, draft, event_body, objects_of
+from heliograph.services.registry.draft import EMPTY, MANY, Content, Draft, draft, event_body, objects_of
 from heliograph.services.registry.heads import HeadRow, Place
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.store import Answered, Commit, Keyed, Store, head_after
@@ -158,7 +158,8 @@ class Commits:
                 f"{order.place} is at version {base.number} now, not at the one in If-Match", head=base.id, number=base.number
             )
         try:
-            return await make(base)
+            with self._metrics.publish_seconds.labels("prepare").time():
+                return await make(base)
         except HeliographError as error:
             return error
 
@@ -178,17 +179,20 @@ class Commits:
         made = draft(
             order.place, base, content, author=order.author, message=order.message, now_us=now_us(), life_us=self._head_life_us
         )
-        record = await _sign(self._signers.commit, VERSION_TYPE, made.text)
-        head = await self.signed_head(made.head_text)
+        with self._metrics.publish_seconds.labels("sign").time():
+            record = await _sign(self._signers.commit, VERSION_TYPE, made.text)
+            head = await self.signed_head(made.head_text)
         body = answers.of_draft(made, record, head)
-        event = event_body(made, record, head, received_at_us=order.received_at_us, trace=order.trace, answer=order.answer)
+        told = partial(
+            event_body, made, record, head, received_at_us=order.received_at_us, trace=order.trace, answer=order.answer
+        )
+        event = await asyncio.to_thread(told) if len(content.leaves) >= MANY else told()
         keyed = Keyed(order.author, order.key, Answered(order.request, CREATED, body)) if order.key else None
         commit = Commit(
             made, record, head, event, order.received_at_us, order.trace, actor=order.author, action=order.action, keyed=keyed
         )
-        started = time.perf_counter()
-        outcome, before = await self._store.commit(commit)
-        self._metrics.commit_seconds.observe(time.perf_counter() - started)
+        with self._metrics.commit_seconds.time(), self._metrics.publish_seconds.labels("commit").time():
+            outcome, before = await self._store.commit(commit)
         self._metrics.commits.labels(outcome).inc()
         match outcome:
             case "committed":

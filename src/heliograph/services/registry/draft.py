@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from heliograph.core import history, trie
-from heliograph.core.digest import Digest, Kind, digest, raw_digest, spell, unspell
+from heliograph.core.digest import Digest, Kind, raw_digest, spell, unspell
 from heliograph.core.errors import TooLarge
 from heliograph.core.events import MAX_EVENT, MAX_EVENT_TEXT, ChangedConfig, VersionEvent
 from heliograph.core.frames import Answer
@@ -19,6 +19,8 @@ from heliograph.services.registry.heads import HeadRow, Place
 
 MAX_CONFIGS: Final = 100_000
 """In one environment."""
+MANY: Final = 200
+"""Changes from which on putting a version together is for a thread: above, it takes longer than a request may make others wait."""
 _MS: Final = 1_000
 
 
@@ -180,7 +182,3 @@ def _changed(name: str, leaf: Leaf | None, texts: dict[str, bytes]) -> ChangedCo
     return ChangedConfig(
         name=name, leaf=leaf.text().decode(), document_digest=leaf.document, document=None if text is None else text.decode()
     )
-
-
-def leaf_digest(leaf: Leaf) -> bytes:
-    return unspell(digest("leaf", leaf.text()))

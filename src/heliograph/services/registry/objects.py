@@ -6,7 +6,10 @@ tries; a digest that comes from outside is looked up in its namespace instead.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -24,6 +27,11 @@ from heliograph.services.registry.store import Store
 
 PARSED: Final = 5
 """A node in memory is so many times its stored bytes (measured: 3.7 for buckets, 5.4 for branches)."""
+MANY: Final = 256
+"""Nodes from which on working on them is for a thread: some milliseconds."""
+LEARNT: Final = 1_000
+"""Of one commit: more would push out what others use."""
+Tries = tuple[Node, ...]
 _LEAF: Final = msgspec.json.Decoder(Leaf)
 
 
@@ -37,7 +45,7 @@ class Objects:
 
     def learn(self, objects: Iterable[Stored]) -> None:
         """They are stored now."""
-        for each in objects:
+        for each in islice(objects, LEARNT):
             if each.kind == "node":
                 self._nodes.put(each.digest, trie.decode(each.body), PARSED * len(each.body))
             elif each.kind in ("leaf", "schema"):
@@ -103,13 +111,13 @@ class Objects:
     async def schema_of(self, namespace: Namespace, leaf: Leaf) -> bytes | None:
         return await self.text(namespace, unspell(leaf.schema)) if leaf.schema else None
 
-    async def _grown(
-        self, namespace: Namespace, tries: tuple[Node, ...], hidden: Callable[[tuple[Node, ...]], set[bytes]]
-    ) -> tuple[Node, ...]:
+    async def _grown(self, namespace: Namespace, tries: Tries, hidden: Callable[[Tries], set[bytes]]) -> Tries:
         """Loads what is hidden until nothing is: one round trip for each level that is not cached."""
-        while needed := hidden(tries):
-            loaded = await self._load(namespace, needed)
-            tries = tuple(trees.graft(each, loaded) for each in tries)
+        needed, many = hidden(tries), False
+        while needed:
+            many = many or len(needed) > MANY
+            step = partial(_step, tries, await self._load(namespace, needed), hidden)
+            tries, needed = await asyncio.to_thread(step) if many else step()
         return tries
 
     async def _load(self, namespace: Namespace, digests: set[bytes]) -> dict[bytes, Bucket | Branch]:
@@ -118,7 +126,17 @@ class Objects:
             bodies = await self._store.objects(namespace, missing)
             if lost := missing - bodies.keys():
                 raise Corrupt(f"{namespace}: node {spell(min(lost))} is missing")
-            for each, body in bodies.items():
-                found[each] = node = trie.decode(body)
-                self._nodes.put(each, node, PARSED * len(body))
+            decoded = await asyncio.to_thread(_decoded, bodies) if len(bodies) > MANY else _decoded(bodies)
+            for each, node in decoded.items():
+                self._nodes.put(each, node, PARSED * len(bodies[each]))
+            found |= decoded
         return found
+
+
+def _step(tries: Tries, loaded: trees.Loaded, hidden: Callable[[Tries], set[bytes]]) -> tuple[Tries, set[bytes]]:
+    grown = tuple(trees.graft(each, loaded) for each in tries)
+    return grown, hidden(grown)
+
+
+def _decoded(bodies: dict[bytes, bytes]) -> dict[bytes, Bucket | Branch]:
+    return {digest: trie.decode(body) for digest, body in bodies.items()}

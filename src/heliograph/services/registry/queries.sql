@@ -36,7 +36,7 @@ insert into registry.idempotency (principal, key, request, status, answer) value
 -- name: forget_answers
 -- A bounded number at a time, so that no lock is held for long.
 delete from registry.idempotency where (principal, key) in
-    (select principal, key from registry.idempotency where created_at < now() - make_interval(secs => $1) order by created_at limit $2);
+    (select principal, key from registry.idempotency where created_at < now() - make_interval(secs => $1) order by created_at limit $2) returning 1;
 
 -- name: objects
 select digest, body from registry.object where namespace = $1 and digest = any($2::bytea[]) and not purged;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from itertools import islice
+from heapq import nsmallest
 from typing import Final, Literal
 
 import msgspec
@@ -65,8 +65,7 @@ class Reading:
         node = await self._objects.folder(place.namespace, root, folder)
         if node is None:
             raise NotFound(f"{place} has no folder {folder}")
-        names = sorted(trie.entries(node), key=lambda each: each[0])
-        page = list(islice((each for each in names if folder + each[0] > after), limit))
+        page = await asyncio.to_thread(_page, node, folder, after, limit)
         leaves = await self._objects.leaves(place.namespace, {entry for _, entry in page if isinstance(entry, bytes)})
         return [_entry(folder + segment, entry, leaves) for segment, entry in page]
 
@@ -123,7 +122,7 @@ class Reading:
     async def state(self, place: Place, root: bytes) -> AsyncIterator[bytes]:
         """Every config of a version, by name: one line of JSON each, {"name", "leaf", "document"} with exact texts."""
         node = await self._objects.whole(place.namespace, root)
-        every = sorted(trie.leaves(node))
+        every = await asyncio.to_thread(lambda: sorted(trie.leaves(node)))
         for at in range(0, len(every), STATE_BATCH):
             yield await self._lines(place, every[at : at + STATE_BATCH])
 
@@ -140,6 +139,12 @@ class Reading:
 
         large = sum(map(len, texts.values())) > BESIDE_THE_LOOP
         return await asyncio.to_thread(encoded) if large else encoded()
+
+
+def _page(node: Node, folder: str, after: str, limit: int) -> list[tuple[str, trie.Entry]]:
+    """Sorting a folder of 100,000 takes a tenth of a second."""
+    later = [each for each in trie.entries(node) if folder + each[0] > after]
+    return nsmallest(limit, later, key=lambda each: each[0])
 
 
 def _line(name: str, leaf: Leaf, texts: dict[bytes, bytes]) -> bytes:

@@ -121,7 +121,7 @@ class Upkeep:
 
     async def _holds(self, connection: Connection) -> bool:
         with translating():
-            return bool(await asyncio.wait_for(connection.fetchval(SQL["lead_upkeep"]), 5))
+            return bool(await connection.fetchval(SQL["lead_upkeep"], timeout=5))
 
     async def _renew_due(self) -> None:
         due_us = now_us() - int((self._settings.head_renew_s - self._tick_s) * 1e6)

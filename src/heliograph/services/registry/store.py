@@ -6,6 +6,7 @@ the same request with the same idempotency key finds out.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -91,22 +92,31 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Store:
-    def __init__(self, pool: Pool) -> None:
+    """``timeout_s``: bound of one statement together with the wait for a free connection."""
+
+    def __init__(self, pool: Pool, *, timeout_s: float = 20.0) -> None:
         self._pool = pool
+        self._timeout_s = timeout_s
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         with translating():
-            async with self._pool.acquire() as connection, connection.transaction():
+            async with self._pool.acquire(timeout=self._timeout_s) as connection, connection.transaction():
                 yield connection  # type: ignore[misc]  # the pool's proxy is a connection in all but type
 
     async def _rows(self, name: str, *values: Any) -> list[Any]:
         with translating():
-            return await self._pool.fetch(SQL[name], *values)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._pool.fetch(SQL[name], *values)
 
     async def _row(self, name: str, *values: Any) -> Any:
         with translating():
-            return await self._pool.fetchrow(SQL[name], *values)
+            async with asyncio.timeout(self._timeout_s):
+                return await self._pool.fetchrow(SQL[name], *values)
+
+    async def _value(self, name: str, within: Connection | None, *values: Any) -> Any:
+        """The one value of a statement, in a transaction of its own or ``within`` one."""
+        return await within.fetchval(SQL[name], *values) if within else (await self._row(name, *values))[0]
 
     # --- heads and versions -------------------------------------------------------------------------------------------------------
 
@@ -180,8 +190,7 @@ class Store:
             *(place.namespace, place.environment, base.version, base.issued_at_us, *times_us),
             *(head.payload, signatures_text(head), place.shard, event),
         )
-        with translating():
-            return bool(await (within or self._pool).fetchval(SQL["renew"], *values))
+        return bool(await self._value("renew", within, *values))
 
     async def answered(self, principal: str, key: str) -> Answered | None:
         row = await self._row("answered", principal, key)
@@ -194,8 +203,7 @@ class Store:
         return (await connection.execute(SQL["remember"], *values)).endswith(" 1")
 
     async def forget_answers(self, older_than_s: float, limit: int) -> int:
-        with translating():
-            return int((await self._pool.execute(SQL["forget_answers"], older_than_s, limit)).split()[-1])
+        return len(await self._rows("forget_answers", older_than_s, limit))
 
     # --- objects ------------------------------------------------------------------------------------------------------------------
 
@@ -239,9 +247,8 @@ class Store:
         within: Connection | None = None,
     ) -> int:
         """An audit row; ``within`` the transaction it describes."""
-        text = msgspec.json.encode(detail).decode()
-        with translating():
-            return int(await (within or self._pool).fetchval(SQL["note"], namespace, environment, actor, action, text))
+        values = (namespace, environment, actor, action, msgspec.json.encode(detail).decode())
+        return int(await self._value("note", within, *values))
 
     async def audit_before(self, place: Place, number: int, limit: int) -> list[AuditRow]:
         rows = await self._rows("audit_before", place.namespace, place.environment, number, limit)

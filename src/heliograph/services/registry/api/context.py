@@ -10,28 +10,27 @@ from heliograph.access.permissions import Action, allow
 from heliograph.access.principal import Principal
 from heliograph.access.store import TokenStore
 from heliograph.core import names
+from heliograph.core.errors import Unauthenticated
 from heliograph.core.records import Signed
-from heliograph.eventlog.wake import Bell
 from heliograph.runtime.http import bearer_token
 from heliograph.runtime.postgres import Pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.commit import Commits
 from heliograph.services.registry.heads import Place
 from heliograph.services.registry.letters import Replay
-from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.propagations import Propagations
 from heliograph.services.registry.publish import Publish
 from heliograph.services.registry.reading import Reading
 from heliograph.services.registry.rollback import Rollback
 from heliograph.services.registry.store import Store
 from heliograph.services.registry.tokens import TokenDesk
+from heliograph.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     pool: Pool
     store: Store
-    objects: Objects
     commits: Commits
     publish: Publish
     rollback: Rollback
@@ -40,14 +39,20 @@ class Context:
     tokens: TokenStore
     token_desk: TokenDesk
     propagations: Propagations
-    bell: Bell
+    metrics: Metrics
     trust: Signed
     endpoints: Endpoints
     wait_max_s: float
 
     async def principal(self, request: Request) -> Principal:
         """Raises Unauthenticated, Unavailable."""
-        return await self.tokens.principal(bearer_token(request))
+        try:
+            found = await self.tokens.principal(bearer_token(request))
+        except Unauthenticated:
+            self.metrics.authentications.labels("refused").inc()
+            raise
+        self.metrics.authentications.labels("accepted").inc()
+        return found
 
     async def permitted(self, request: Request, action: Action, namespace: str, environment: str) -> tuple[Principal, Place]:
         """Who asks, and about what. Raises Unauthenticated, InvalidName, Forbidden."""

@@ -83,6 +83,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
                 parameter["schema"] |= _GRAMMAR.get(parameter["name"], {}) if parameter["in"] == "path" else {}
+            operation["operationId"] = f"{operation['tags'][0]}.{operation['summary']}".lower().replace(" ", "_")
             operation["responses"].pop("422", None)
             operation["responses"]["default"] = problem
             if path in _PUBLIC:

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from heliograph.access.principal import Principal
 from heliograph.core.digest import spell
-from heliograph.runtime.http import Json, RawJson
+from heliograph.runtime.http import RawJson
 from heliograph.services.registry import answers
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
@@ -43,18 +43,21 @@ def order(
 
 async def answer(context: Context, request: Request, place: Place, outcome: Committed | Unchanged) -> Response:
     """201 with the new version, byte for byte the same for a replay; 200 when nothing was to be changed. A request that waits gets, beside that, the
-    propagation as it is after the wait."""
-    if isinstance(outcome, Unchanged):
-        row = await context.store.version(place, outcome.head.version)
-        said = answers.of_row(row, outcome.head, unchanged=True)
-        return Json(said, headers={"ETag": f'"{said.version}"'})
-    which = msgspec.json.decode(outcome.body, type=_Which)
-    headers = {"ETag": f'"{which.version}"'} | ({"Idempotency-Replayed": "true"} if outcome.replayed else {})
-    body = outcome.body
+    version's propagation as it is after the wait."""
+    done = await _said(context, place, outcome) if isinstance(outcome, Unchanged) else outcome
+    which = msgspec.json.decode(done.body, type=_Which)
+    headers = {"ETag": f'"{which.version}"'} | ({"Idempotency-Replayed": "true"} if done.replayed else {})
+    body = done.body
     if wait := inputs.wait(request, context.wait_max_s):
-        waited, story = await context.propagations.wait(place, which.number, share=wait.share, seconds=wait.seconds)
+        with context.metrics.publish_seconds.labels("wait").time():
+            waited, story = await context.propagations.wait(place, which.number, share=wait.share, seconds=wait.seconds)
         body = _with(body, {"wait": waited} | ({"propagation": story} if story is not None else {}))
-    return RawJson(body, outcome.status, headers)
+    return RawJson(body, done.status, headers)
+
+
+async def _said(context: Context, place: Place, outcome: Unchanged) -> Committed:
+    row = await context.store.version(place, outcome.head.version)
+    return Committed(200, msgspec.json.encode(answers.of_row(row, outcome.head, unchanged=True)))
 
 
 def _with(body: bytes, more: dict[str, Any]) -> bytes:
