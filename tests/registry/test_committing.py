@@ -8,11 +8,13 @@ import json
 import random
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import msgspec
 import pytest
+from pydantic import SecretStr
 
 from heliograph.access.store import TokenStore
 from heliograph.core import history, names, trie
@@ -217,6 +219,69 @@ async def test_commit_that_was_cut_off_is_found_by_its_key(author: Author, sql: 
         assert retried["number"] == (before["number"] if committed_first else before["number"] + 1)
     await blocker.close()
     assert await assert_sound(author, sql) == 3
+
+
+async def test_answer_that_was_lost_after_the_commit(
+    author: Author, settings: Any, tmp_path: Any, free_port: Any, sql: Any
+) -> None:
+    """The network breaks between the commit and its acknowledgement: the retry is answered with the version that is there."""
+    async with LossyNetwork(settings.database_url.get_secret_value(), tmp_path) as network:
+        through = settings.model_copy(update={"database_url": SecretStr(network.url), "registry_port": free_port()})
+        async with running(through) as second:
+            headers = author.headers | {"Idempotency-Key": "lost-in-between"}
+            url = f"{second.url}{author.place}/configs/a"
+            network.lose_next = b"lost-in-between"  # stands in the message that executes the commit
+            problem(await author.http.put(url, content=b"1", headers=headers), 503, "unavailable")
+            assert (await author.head())["number"] == 2
+            retried = await author.http.put(url, content=b"1", headers=headers)
+            assert (good(retried, 201)["number"], retried.headers["idempotency-replayed"]) == (2, "true")
+    assert await assert_sound(author, sql) == 2
+
+
+class LossyNetwork:
+    """A relay in front of PostgreSQL. Once a message holds ``lose_next`` it is passed on, and nothing of that connection comes back any more."""
+
+    def __init__(self, url: str, folder: Any) -> None:
+        self.lose_next = b""
+        self._parts = urlsplit(url)
+        self._target = parse_qs(self._parts.query)["host"][0] if "host" in parse_qs(self._parts.query) else ""
+        self._folder = folder
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        user, database = self._parts.username or "heliograph_registry", self._parts.path.lstrip("/")
+        self.url = f"postgresql://{user}@127.0.0.1:{port}/{database}?sslmode=disable"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._target:
+            near, far = await asyncio.open_unix_connection(f"{self._target}/.s.PGSQL.{self._parts.port or 5432}")
+        else:
+            near, far = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+        losing = asyncio.Event()
+        up, down = self._up(reader, far, losing), self._down(near, writer, losing)
+        self._tasks |= {asyncio.create_task(up), asyncio.create_task(down)}
+
+    async def _up(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+        while data := await source.read(65536):
+            if self.lose_next and self.lose_next in data:
+                self.lose_next = b""
+                losing.set()
+            target.write(data)
+        target.close()
+
+    async def _down(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, losing: asyncio.Event) -> None:
+        while (data := await source.read(65536)) and not losing.is_set():
+            target.write(data)
+        target.close()
 
 
 async def _waiting_backend(sql: Any) -> int:
