@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from heliograph.core import textedit
-from heliograph.core.digest import Digest, digest, raw_digest
+from heliograph.core.digest import digest, raw_digest
 from heliograph.core.errors import BadDigest
 from heliograph.core.frames import Changed
 from heliograph.core.records import Leaf
@@ -40,11 +40,13 @@ Delta = Mapping[str, Entry | None]
 
 
 def diff(old: Content, new: Content) -> Delta:
+    """What turns old into new, and nothing else."""
     out: dict[str, Entry | None] = {name: entry for name, entry in new.items() if old.get(name) != entry}
     return out | dict.fromkeys(old.keys() - new.keys())
 
 
 def apply(content: Content, delta: Delta) -> Content:
+    """The content after a delta; what the delta does not name is shared with the one before."""
     merged = {**content, **delta}
     return {name: entry for name, entry in merged.items() if entry is not None}
 
@@ -64,7 +66,7 @@ def to_wire(name: str, old: Entry | None, new: Entry | None) -> Changed:
     if old is not None and old.document == new.document:
         return Changed(name=name, leaf=new.leaf)
     if old is not None and len(new.document) >= EDIT_FROM:
-        edits = tuple((start, end, text) for start, end, text in textedit.edit(old.document, new.document))
+        edits = tuple(textedit.edit(old.document, new.document))
         if 2 * len(msgspec.json.encode(edits)) < len(new.document):
             return Changed(name=name, leaf=new.leaf, edits=edits)
     return Changed(name=name, leaf=new.leaf, document=new.document.decode())
@@ -87,7 +89,7 @@ def _document(changed: Changed, held: Entry | None) -> bytes | None:
     if held is None or isinstance(changed.edits, msgspec.UnsetType):
         return held.document if held else None
     try:
-        return textedit.splice(held.document, [list(each) for each in changed.edits])
+        return textedit.splice(held.document, changed.edits)
     except ValueError as error:
         raise BadDigest(f"{changed.name}: {error}") from None
 
@@ -103,8 +105,3 @@ def read_leaf(text: str) -> Leaf:
 def entry_of(document: bytes, schema: str | None = None) -> Entry:
     """The entry of a document's canonical text with an optional schema's digest."""
     return Entry(Leaf(document=digest("document", document), schema=schema).text().decode(), document)
-
-
-def schema_of(entry: Entry) -> Digest | None:
-    found = read_leaf(entry.leaf).schema
-    return Digest(found) if found else None

@@ -27,6 +27,7 @@ _TOKEN = re.compile(
 )
 PATTERN = re.compile(r"hel_(?:admin|author|client|service)_[0-9A-Za-z]{8,}")
 """Anything that looks like a token, for redaction."""
+_NOT_A_TOKEN = "not a token, or one that was cut off or mistyped"  # noqa: S105  # a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ def parse(text: str) -> TokenParts:
     """Kind and anchor. Raises Unauthenticated for a wrong shape or checksum; says nothing about whether the token is known."""
     found = _TOKEN.fullmatch(text)
     if not found or _checksum(text[:-CHECKSUM_LENGTH]) != found[4]:
-        raise Unauthenticated("not a token, or one that was cut off or mistyped")
+        raise Unauthenticated(_NOT_A_TOKEN)
     if (found[1] == "client") != (found[3] is not None):
-        raise Unauthenticated("not a token, or one that was cut off or mistyped")
+        raise Unauthenticated(_NOT_A_TOKEN)
     kind: TokenKind = found[1]  # type: ignore[assignment]  # the pattern lists the kinds
     return TokenParts(kind, _anchor(found[3]) if found[3] else None)
 
@@ -83,7 +84,7 @@ def _anchor(text: str) -> Digest:
     for character in text:
         number = number * 62 + ALPHABET.index(character)
     if number >= 1 << 256:
-        raise Unauthenticated("not a token, or one that was cut off or mistyped")
+        raise Unauthenticated(_NOT_A_TOKEN)
     return spell(number.to_bytes(32, "big"))
 
 
