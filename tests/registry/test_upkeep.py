@@ -22,6 +22,7 @@ from heliograph.core.token import parse
 from heliograph.core.trust import Trust
 from heliograph.runtime.http import Json, make_app, serve_http
 from heliograph.services.registry.app import serve
+from heliograph.services.registry.settings import RegistrySettings
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
 
@@ -119,6 +120,46 @@ async def test_database_that_goes_away_is_said_and_found_again(author: Author, s
     assert {each.status_code for each in answers} <= {201, 503}
     assert answers[-1].status_code == 201
     assert (await author.head())["number"] == 3
+
+
+async def test_house_is_kept(settings: Any, sql: Any) -> None:
+    """Old answers and old days of the log go, by themselves, once a registry runs."""
+    await sql.execute(
+        "insert into registry.idempotency select 'p', n::text, decode(repeat('00', 32), 'hex'), 201, '', now() - interval '8 days' from generate_series(1, 2500) n"
+    )
+    await sql.execute("insert into registry.idempotency values ('p', 'new', decode(repeat('00', 32), 'hex'), 201, '', now())")
+    day = "(now() at time zone 'UTC')::date"
+    name = await sql.fetchval(f"select 'event_' || to_char({day} - 30, 'YYYYMMDD')")
+    first, last = await sql.fetchrow(f"select ({day} - 30)::text, ({day} - 29)::text")
+    await sql.execute(f"create table eventlog.{name} partition of eventlog.event for values from ('{first}') to ('{last}')")
+    await sql.execute(f"alter table eventlog.{name} owner to heliograph_owner")
+    async with running(settings):
+        assert await eventually(lambda: _kept(sql)) == ["new"]
+        assert await sql.fetchval("select to_regclass($1)", f"eventlog.{name}") is None
+
+
+async def _kept(sql: Any) -> list[str]:
+    keys = [row["key"] for row in await sql.fetch("select key from registry.idempotency")]
+    return keys if len(keys) == 1 else []
+
+
+async def test_purged_document_cannot_come_back(author: Author, sql: Any) -> None:
+    good(await author.put("a", {"secret": 1}), 201)
+    good(await author.put("a", {"secret": None}), 201)
+    async with sql.transaction():
+        await sql.execute("alter table registry.object disable trigger all")
+        await sql.execute(
+            "update registry.object set purged = true, body = '{}' where kind = 'document' and convert_from(body, 'UTF8') = '{\"secret\":1}'"
+        )
+        await sql.execute("alter table registry.object enable trigger all")
+    problem(await author.ask("POST", "/rollback", json={"to": 2}), 409, "conflict")
+    problem(await author.get("/configs/a", params={"at": 2}), 404, "not-found")
+    assert good(await author.get("/diff", params={"from": 2, "to": 3}))["items"][0]["name"] == "a"
+
+
+def test_heads_that_would_expire_before_they_are_renewed() -> None:
+    with pytest.raises(ValueError, match="HEAD_RENEW_S"):
+        RegistrySettings(head_life_s=10, head_renew_s=10)
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from heliograph.runtime.settings import DatabaseSettings
 
@@ -34,6 +36,14 @@ class RegistrySettings(DatabaseSettings):
     idempotency_keep_s: float = Field(7 * 86400.0, gt=0, description="seconds an idempotency key is remembered")
     event_keep_days: int = Field(7, ge=1, description="days that events and receipts stay in PostgreSQL's log")
     kafka_bootstrap: str = Field("", description="set when the log is Kafka: events are then kept until they are relayed")
+
+    @model_validator(mode="after")
+    def _heads_are_renewed_in_time(self) -> Self:
+        if self.head_renew_s >= self.head_life_s:
+            raise ValueError(
+                "HELIOGRAPH_HEAD_RENEW_S must be less than HELIOGRAPH_HEAD_LIFE_S: heads are renewed before they expire"
+            )
+        return self
 
     def url_of(self, given: str, port: int, scheme: str = "http", path: str = "") -> str:
         """What was set, or this host with a port."""

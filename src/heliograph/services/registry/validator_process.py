@@ -9,6 +9,7 @@ A message is four bytes of length, big-endian, and that many bytes of MessagePac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -80,8 +81,9 @@ def read(source: BinaryIO) -> bytes | None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the registry, which then closes our input
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for limit, value in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
+        with contextlib.suppress(ValueError, OSError):  # not every system has every limit; the alarm is there in any case
+            resource.setrlimit(limit, (value, value))
     judge, decoder = Judge(), msgspec.msgpack.Decoder(Question)
     while (message := read(sys.stdin.buffer)) is not None:
         question = decoder.decode(message)

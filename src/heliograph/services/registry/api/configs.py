@@ -62,7 +62,7 @@ class Configs:
     ) -> Response:
         """A folder's configs and folders, by name. Folders below it are one entry each."""
         _, place = await self._context.permitted(request, Action.READ, namespace, environment)
-        if folder and (not folder.endswith("/") or names.selector(folder) != folder):
+        if names.selector(folder) and not folder.endswith("/"):
             raise InvalidName("a folder's name ends in /")
         number, version, root = await self._root(place, at)
         entries = await self._context.reading.folder(place, root, folder, inputs.keys_of(cursor)[0], limit)

@@ -61,9 +61,12 @@ class Tokens:
         return router
 
     async def create(self, request: Request) -> Response:
-        """Makes a token. Its text is in this answer and nowhere else. Nobody gives what is beyond the scopes of their own token."""
+        """Makes a token. Its text is in this answer and nowhere else, so an Idempotency-Key has no meaning here.
+
+        Nobody gives what is beyond the scopes of their own token.
+        """
         principal = await self._context.principal(request)
-        allow(principal, Action.ADMIN, *_first_scope(principal))
+        allow(principal, Action.ADMIN, *_own_reach(principal))
         asked = _read(await request.body())
         scopes = tuple(_scope(each) for each in asked.scopes)
         for scope in scopes:
@@ -75,7 +78,7 @@ class Tokens:
     async def list_tokens(self, request: Request, cursor: inputs.Cursor = "", limit: inputs.Limit = 100) -> Response:
         """Tokens whose scopes lie within those of yours; never their texts. A page may be shorter than asked for."""
         principal = await self._context.principal(request)
-        allow(principal, Action.ADMIN, *_first_scope(principal))
+        allow(principal, Action.ADMIN, *_own_reach(principal))
         rows = await self._context.tokens.page(after=inputs.keys_of(cursor)[0], limit=limit)
         mine = [_answer(row) for row in rows if _within(principal, row)]
         return Json(TokenList(mine, inputs.cursor_of(rows[-1].id) if len(rows) == limit else None))
@@ -83,7 +86,7 @@ class Tokens:
     async def revoke(self, request: Request, token: TokenId) -> Response:
         """Revokes a token by its id, for good. Live connections that were opened with it close within a second."""
         principal = await self._context.principal(request)
-        allow(principal, Action.ADMIN, *_first_scope(principal))
+        allow(principal, Action.ADMIN, *_own_reach(principal))
 
         def permitted(record: TokenRecord) -> None:
             for scope in record.scopes:
@@ -114,7 +117,7 @@ def _reach(scope: Scope) -> tuple[str | None, str | None]:
     return None if scope.namespace == ANY else scope.namespace, None if scope.environment == ANY else scope.environment
 
 
-def _first_scope(principal: Principal) -> tuple[str | None, str | None]:
+def _own_reach(principal: Principal) -> tuple[str | None, str | None]:
     return _reach(principal.scopes[0]) if principal.scopes else (None, None)
 
 
