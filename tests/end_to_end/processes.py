@@ -34,10 +34,11 @@ class Managed:
                 *self.command, env={**os.environ, **self.env}, stdout=out, stderr=out, cwd=ROOT
             )
 
-    async def ready(self) -> None:
+    async def ready(self, *, revived: bool = False) -> None:
+        """``revived``: somebody starts it again when it ends, so wait through that."""
         async with asyncio.timeout(START_S), httpx.AsyncClient() as http:
             while not await self._answers(http):
-                if self.child is None or self.child.returncode is not None:
+                if not revived and (self.child is None or self.child.returncode is not None):
                     raise AssertionError(f"{self.name} ended at start:\n{self.tail()}")
                 await asyncio.sleep(0.05)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
-
 from tests.conftest import free_port
 from tests.end_to_end.processes import ROOT, Managed, heliograph
 
@@ -30,13 +28,15 @@ class Server:
     script: Path
     env: dict[str, str]
 
-    async def run(self, verb: str) -> str:
-        child = await asyncio.create_subprocess_exec(
-            "bash", str(self.script), verb, env={**os.environ, **self.env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        out, _ = await asyncio.wait_for(child.communicate(), 180)
-        assert child.returncode == 0, f"{self.name} {verb}: {out.decode()[-2000:]}"
-        return out.decode()
+    async def run(self, verb: str) -> None:
+        """Its output goes to a file: what the script leaves running would keep a pipe open."""
+        with tempfile.TemporaryFile() as out:
+            child = await asyncio.create_subprocess_exec(
+                "bash", str(self.script), verb, env={**os.environ, **self.env}, stdout=out, stderr=out
+            )
+            status = await asyncio.wait_for(child.wait(), 180)
+            out.seek(0)
+            assert status == 0, f"{self.name} {verb}: {out.read().decode()[-2000:]}"
 
     async def start(self) -> None:
         await self.run("start")
@@ -61,14 +61,19 @@ class Stack:
         return httpx.AsyncClient(base_url=base or self.url, headers={"Authorization": f"Bearer {self.admin_token}"}, timeout=15)
 
     async def all_ready(self) -> None:
+        """Of services that are being kept alive."""
         for each in self.services.values():
-            await each.ready()
+            await each.ready(revived=True)
 
 
 @asynccontextmanager
 async def running(folder: Path, *, kafka: bool) -> AsyncIterator[Stack]:
-    ports = {name: free_port() for name in ("registry", "sync", "sync_http", "ledger", "relay", "postgres", "kafka", "controller")}
-    postgres = Server("postgres", PG_SCRIPT, {"POSTGRES_DIR": str(folder / "postgres"), "POSTGRES_PORT": str(ports["postgres"])})
+    ports = {
+        name: free_port() for name in ("registry", "sync", "sync_http", "ledger", "relay", "postgres", "kafka", "controller")
+    }
+    postgres = Server(
+        "postgres", PG_SCRIPT, {"POSTGRES_DIR": str(folder / "postgres"), "POSTGRES_PORT": str(ports["postgres"])}
+    )
     servers = {"postgres": postgres}
     if kafka:
         env = {
@@ -132,10 +137,3 @@ async def _migrate(stack: Stack, ports: dict[str, int]) -> None:
     url = f"postgresql://postgres@127.0.0.1:{ports['postgres']}/heliograph"
     child = await asyncio.create_subprocess_exec(*heliograph("migrate", "--database-url", url), stdout=subprocess.DEVNULL)
     assert await asyncio.wait_for(child.wait(), 120) == 0
-
-
-def killed(status: int | None) -> bool:
-    return status == -signal.SIGKILL
-
-
-Json = dict[str, Any]

@@ -15,12 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
-
-from heliograph import Heliograph
-from heliograph.client import Retry
 from tests.end_to_end.processes import keeping_alive
 from tests.end_to_end.stack import Stack, running
 from tests.fixtures.postgres import SCRIPT, require
+
+from heliograph import Heliograph
+from heliograph.client import Retry
 
 NAMESPACE, ENVIRONMENT = "storm", "main"
 PATH = f"/v1/namespaces/{NAMESPACE}/environments/{ENVIRONMENT}"
@@ -113,7 +113,7 @@ async def test_nothing_acknowledged_is_lost_nothing_is_doubled_everything_is_ans
         child = await asyncio.create_subprocess_exec("bash", str(script), "installed")
         require(await child.wait() == 0, "Kafka's jars are missing (make setup)")
     seed = int(os.environ.get("STORM_SEED", random.randrange(1 << 30)))
-    print(f"STORM_SEED={seed}")
+    print(f"STORM_SEED={seed}")  # noqa: T201  # shown when it fails
     async with running(folder, kafka=log == "kafka") as stack:
         token = await _create(stack)
         clients = [

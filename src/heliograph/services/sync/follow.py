@@ -56,6 +56,7 @@ class Follower:
         self._set_aside = set_aside
         self._revoked = revoked
         self._mending: dict[tuple[str, str], asyncio.Task[None]] = {}
+        hub.look_for = lambda namespace, environment: self._mend(namespace, environment, None)
 
     async def load(self) -> Marks:
         """Everything there is; the marks to follow from. Waits for a registry and a log that are away."""
@@ -166,6 +167,7 @@ class Follower:
             try:
                 await self._load(namespace, name)
             except NotFound:
+                self._hub.no_environment(namespace, name)
                 return
             except Unavailable:
                 continue

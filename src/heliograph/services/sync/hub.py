@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import random
 from typing import Final, Protocol
@@ -62,6 +62,15 @@ class Connection:
     ack_due: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A subscription as it was asked for."""
+
+    connection: Connection
+    subscriber: Subscriber
+    hello: frames.Hello
+
+
 @dataclass(slots=True)
 class Room:
     """An environment with those who follow it."""
@@ -85,8 +94,11 @@ class Hub:
         self._connections: dict[Session, Connection] = {}
         self._instances: dict[str, Connection] = {}
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
+        self._awaited: dict[tuple[str, str], list[Arrival]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
+        self.look_for: Callable[[str, str], None] = self.no_environment
+        """Asked for an environment that is not known here; answers with `add_environment` or `no_environment`."""
 
     # --- environments ---
 
@@ -102,7 +114,20 @@ class Hub:
         return (room.environment for room in self._rooms.values())
 
     def add_environment(self, environment: Environment) -> None:
-        self._rooms[environment.namespace, environment.environment] = Room(environment)
+        """Those who asked for it before it was known are served now."""
+        key = (environment.namespace, environment.environment)
+        room = self._rooms[key] = Room(environment)
+        for arrival in self._awaited.pop(key, ()):
+            if arrival.connection.session in self._connections:
+                self._join(room, arrival)
+        self._count()
+
+    def no_environment(self, namespace: str, environment: str) -> None:
+        """The registry does not know it either."""
+        missing = NotFound(f"there is no environment {namespace}/{environment}")
+        for arrival in self._awaited.pop((namespace, environment), ()):
+            told = frames.ErrorFrame(code=missing.code, detail=missing.detail, subscription=arrival.subscriber.id)
+            arrival.connection.pipe.send(_encode(told))
 
     def moved(self, environment: Environment, logged_us: int) -> None:
         """The head is another one: send it to everybody, in the background."""
@@ -196,16 +221,20 @@ class Hub:
     def _open(self, connection: Connection, hello: frames.Hello, subscribers: tuple[Subscriber, ...]) -> None:
         if not self._owns(connection, hello):
             return
-        if missing := [each for each in subscribers if self.room(each.namespace, each.environment) is None]:
-            raise_ = NotFound(f"there is no environment {missing[0].namespace}/{missing[0].environment}")
-            connection.pipe.send(_encode(frames.ErrorFrame(code=raise_.code, detail=raise_.detail, subscription=missing[0].id)))
         connection.pipe.send(_encode(self._welcome(connection.session)))
         for subscriber in subscribers:
-            if room := self.room(subscriber.namespace, subscriber.environment):
-                room.groups.setdefault((subscriber.view, subscriber.id), {})[subscriber] = connection
-                self._report_joined(subscriber, hello)
-                self._catch_up(connection, subscriber, first=True)
+            key = (subscriber.namespace, subscriber.environment)
+            if room := self._rooms.get(key):
+                self._join(room, Arrival(connection, subscriber, hello))
+            else:
+                self._awaited.setdefault(key, []).append(Arrival(connection, subscriber, hello))
+                self.look_for(*key)
         self._count()
+
+    def _join(self, room: Room, arrival: Arrival) -> None:
+        room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
+        self._report_joined(arrival.subscriber, arrival.hello)
+        self._catch_up(arrival.connection, arrival.subscriber, first=True)
 
     def may_speak_for(self, instance: str, token: str, incarnation: int) -> bool:
         """An instance id belongs to the first token that used it here, and to the newest incarnation of it."""
