@@ -1,146 +1,159 @@
-"""The HTTP APIs as the command sees them: one client, problem documents as errors, the other services found through the first."""
+"""The HTTP APIs as the command sees them: problem documents are errors again, the other services are found through the first."""
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 
-DEFAULT_URL: Final = "http://127.0.0.1:7070"
-CLI_FILE: Final = Path(".heliograph/cli.json")
-TIMEOUT_S: Final = 40.0
+from heliograph.core import errors
+from heliograph.core.errors import Fault, HeliographError, Invalid, InvalidRequest, StaleBase, Unavailable
+from heliograph.core.records import Cursor
+from heliograph.runtime.retry import delay
+
+ANSWER_S: Final = 15.0
+CONNECT_S: Final = 5.0
+ATTEMPTS: Final = 3
 PAGE: Final = 500
 
 
-class Problem(Exception):
-    """What a service answered instead of what was asked for."""
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """For how long, and for what share of the connected instances, a publish is held."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        super().__init__(document.get("detail") or document.get("title") or "the service said no")
-        self.document = document
-        self.code: str = document.get("code", "internal")
+    share: float
+    seconds: float
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Prefer": f"wait={self.seconds:g}, share={self.share:g}"}
 
 
-@dataclass
+class Endpoints(msgspec.Struct, frozen=True):
+    bundles: str
+    ledger: str
+
+
 class Api:
-    """``url`` is the registry's. The token is never shown in a repr."""
+    """``url`` is the registry's. Whatever does not succeed is a HeliographError: what the problem document says, or Unavailable."""
 
-    url: str
-    token: str = field(repr=False, default="")
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url
+        self._token = token
+
+    def __repr__(self) -> str:
+        return f"<Api {self.url}>"
 
     @cached_property
     def http(self) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        return httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=False)
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return httpx.Client(headers=headers, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), trust_env=False)
 
     @cached_property
-    def endpoints(self) -> dict[str, str]:
-        return dict(self.call("GET", "/v1/endpoints").json())
+    def endpoints(self) -> Endpoints:
+        """A token that was given for an https address goes to no other kind."""
+        found = msgspec.json.decode(self.call("GET", "/v1/endpoints").content, type=Endpoints)
+        if urlsplit(self.url).scheme == "https" and any(
+            urlsplit(each).scheme != "https" for each in (found.bundles, found.ledger)
+        ):
+            raise InvalidRequest(
+                "the server names addresses without TLS although its API has it; set its public addresses to https"
+            )
+        return found
 
-    def call(self, method: str, path: str, *, base: str = "", **request: Any) -> httpx.Response:
-        """Raises Problem, also when nobody answers."""
-        address = (base or self.url).rstrip("/") + path
+    def call(self, method: str, path: str, *, base: str = "", wait_s: float = 0, **request: Any) -> httpx.Response:
+        address = base or self.url
+        timeout = httpx.Timeout(ANSWER_S + wait_s, connect=CONNECT_S)
         try:
-            answer = self.http.request(method, address, **request)
+            answer = self.http.request(method, address + path, timeout=timeout, **request)
+        except httpx.InvalidURL:
+            raise InvalidRequest(f"{address!r} is not an address; write it as in http://127.0.0.1:7070") from None
+        except httpx.UnsupportedProtocol:
+            raise InvalidRequest(f"{address!r} is not an address; write it as in http://127.0.0.1:7070") from None
         except httpx.HTTPError as error:
-            raise Problem(
-                {"code": "unavailable", "detail": f"{base or self.url} does not answer: {error or type(error).__name__}"}
-            ) from None
+            raise Unavailable(f"{address} does not answer: {error or type(error).__name__}") from None
         if answer.is_error:
-            raise Problem(_document(answer))
+            raise refusal(answer)
         return answer
 
     def get(self, path: str, **params: Any) -> Any:
         return self.call("GET", path, params=_given(params)).json()
 
     def ledger(self, path: str, **params: Any) -> Any:
-        return self.call("GET", path, base=self.endpoints["ledger"], params=_given(params)).json()
+        return self.call("GET", path, base=self.endpoints.ledger, params=_given(params)).json()
+
+    def bundle(self, path: str, view: tuple[str, ...], have: Cursor | None = None, wait_s: float = 0) -> bytes:
+        """A snapshot of the view; with ``have`` the frame that leads on from there, held until there is one or the seconds are over."""
+        params: dict[str, Any] = {"view": list(view)}
+        if have:
+            params |= {"have": str(have), "wait": wait_s}
+        return self.call("GET", path, base=self.endpoints.bundles, params=params, wait_s=wait_s).content
+
+    def readiness(self, base: str) -> dict[str, Any]:
+        """What a service says of itself, ready or not. Asked without the token, which is not for every address."""
+        try:
+            return dict(httpx.get(f"{base}/readyz", timeout=CONNECT_S, trust_env=False).json())
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
+            raise Unavailable(f"{base} does not answer as a service does ({type(error).__name__})") from None
 
     def write(
         self, method: str, path: str, *, wait: Wait | None = None, headers: dict[str, str] | None = None, **request: Any
     ) -> Any:
         """A change, with an idempotency key: sent again after a lost answer it cannot happen twice."""
         told = {"Idempotency-Key": secrets.token_hex(16), **(wait.headers if wait else {}), **(headers or {})}
-        params = wait.params if wait else {}
-        for attempt in range(3):
+        for attempt in range(ATTEMPTS):
             try:
-                return self.call(method, path, headers=told, params=params, **request).json()
-            except Problem as problem:
-                if problem.code != "unavailable" or attempt == 2:
+                return self.call(method, path, headers=told, wait_s=wait.seconds if wait else 0, **request).json()
+            except Unavailable:
+                if attempt == ATTEMPTS - 1:
                     raise
-        raise AssertionError
+                time.sleep(delay(attempt, base_s=0.2))
+        raise AssertionError("unreachable")
 
-    def pages(self, path: str, *, ledger: bool = False, limit: int | None = None, **params: Any) -> Iterator[Any]:
+    def pages(self, path: str, *, of_ledger: bool = False, limit: int | None = None, **params: Any) -> Iterator[Any]:
         """The items of a list, page by page."""
-        get = self.ledger if ledger else self.get
+        get = self.ledger if of_ledger else self.get
         cursor, left = None, limit
         while left is None or left > 0:
-            page = get(path, cursor=cursor, limit=min(PAGE, left or PAGE), **params)
-            yield from page["items"] if left is None else page["items"][:left]
+            page = get(path, cursor=cursor, limit=PAGE if left is None else min(PAGE, left), **params)
+            yield from page["items"]
             left = None if left is None else left - len(page["items"])
             cursor = page["next"]
             if not cursor:
                 return
 
 
-@dataclass(frozen=True)
-class Wait:
-    """How long, and for what share of the connected instances, a publish is held."""
-
-    share: float
-    timeout_s: float
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Prefer": f"wait={self.timeout_s:g}"}
-
-    @property
-    def params(self) -> dict[str, str]:
-        return {"share": f"{self.share:g}"}
+class _Problem(msgspec.Struct, frozen=True):
+    code: str = ""
+    detail: str = ""
+    faults: tuple[Fault, ...] = ()
+    head: str = ""
+    number: int = 0
+    changed: list[str] = []
+    overlap: list[str] = []
 
 
-def from_surroundings(url: str | None, token: str | None, token_file: Path | None) -> Api:
-    """What the options say, else the environment, else what `heliograph dev` left in this folder."""
-    told = _cli_file() if not url else {}
-    url = url or told.get("url") or DEFAULT_URL
-    if not token:
-        file = token_file or (Path(told["token_file"]) if "token_file" in told else None)
-        token = _read(file) if file else ""
-    return Api(url, token)
-
-
-def _cli_file() -> dict[str, str]:
-    path = Path(os.environ.get("HELIOGRAPH_DATA_DIR", ".heliograph")) / "cli.json"
+def refusal(answer: httpx.Response) -> HeliographError:
+    """What an answer that is no success means."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        raise Problem(
-            {"code": "unauthenticated", "detail": f"the token file {path} cannot be read: {error.strerror}"}
-        ) from None
-
-
-def _document(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        document = answer.json()
-    except ValueError:
-        document = {}
-    if not isinstance(document, dict) or "code" not in document:
-        return {"code": "internal", "detail": f"{answer.request.url.host} answered {answer.status_code}, and not in our words"}
-    return document
+        problem = msgspec.json.decode(answer.content, type=_Problem)
+    except msgspec.DecodeError:
+        problem = _Problem()
+    detail = problem.detail or f"{answer.request.url.host} answered {answer.status_code}, and not in Heliograph's words"
+    kind = errors.by_code(problem.code)
+    if kind is HeliographError and answer.status_code >= httpx.codes.BAD_GATEWAY:
+        return Unavailable(detail)
+    if issubclass(kind, StaleBase):
+        more: dict[str, object] = {"changed": problem.changed, "overlap": problem.overlap}
+        return StaleBase(detail, head=problem.head, number=problem.number, more=more)
+    return kind(detail, problem.faults) if issubclass(kind, Invalid) else kind(detail)
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:

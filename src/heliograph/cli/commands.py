@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Final
 
 import typer
 
 from heliograph import __version__
-from heliograph.cli import looking, running, writing
-from heliograph.cli.context import JSON, TOKEN, TOKEN_FILE, URL, Surroundings, remember
+from heliograph.cli import looking, proving, running, tokens, writing
+from heliograph.cli.session import Session, spoken
 
 app = typer.Typer(
     name="heliograph",
@@ -17,9 +17,14 @@ app = typer.Typer(
     "A TARGET is written namespace/environment\\[/config], as in [bold]shop/production/checkout/limits[/].",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a traceback with local variables would show tokens
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def version(session: Session) -> None:
+    """Print the version of this program."""
+    session.tell({"version": __version__}, lambda: typer.echo(f"heliograph {__version__}"))
 
 
 def _say_version(wanted: bool) -> None:
@@ -30,20 +35,20 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    url: URL = None,
-    token: TOKEN = None,
-    token_file: TOKEN_FILE = None,
-    json: JSON = False,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version of this program.")
     ] = False,
 ) -> None:
-    remember(Surroundings(url, token, Path(token_file) if token_file else None, json))
+    pass
 
 
-CHANGE, LOOK, PROVE, RUN = "Change", "Look", "Prove", "Run"
+CHANGE: Final = "Change"
+LOOK: Final = "Look"
+PROVE: Final = "Prove"
+RUN: Final = "Run"
+LOCAL: Final = (running.dev, running.serve, running.migrate, version)
 
-for name, command, panel in (
+_COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("apply", writing.apply, CHANGE),
     ("set", writing.set_, CHANGE),
     ("delete", writing.delete, CHANGE),
@@ -55,15 +60,23 @@ for name, command, panel in (
     ("log", looking.log, LOOK),
     ("show", looking.show_version, LOOK),
     ("watch", looking.watch, LOOK),
-    ("receipts", looking.receipts, PROVE),
-    ("instances", looking.instances, PROVE),
-    ("drift", looking.drift, PROVE),
-    ("verify", looking.verify, PROVE),
+    ("receipts", proving.receipts, PROVE),
+    ("instances", proving.instances, PROVE),
+    ("drift", proving.drift, PROVE),
+    ("verify", proving.verify, PROVE),
+    ("trust", proving.trust, PROVE),
     ("demo", running.demo, RUN),
     ("dev", running.dev, RUN),
     ("serve", running.serve, RUN),
     ("migrate", running.migrate, RUN),
-    ("health", looking.health, RUN),
-):
-    app.command(name, rich_help_panel=panel)(command)
-app.add_typer(writing.token, name="token", rich_help_panel=CHANGE)
+    ("health", proving.health, RUN),
+    ("version", version, RUN),
+)
+for name, command, panel in _COMMANDS:
+    app.command(name, rich_help_panel=panel)(spoken(command, asks_server=command not in LOCAL))
+
+token = typer.Typer(help="Create, list and revoke tokens.", no_args_is_help=True)
+token.command("create")(spoken(tokens.create))
+token.command("list")(spoken(tokens.list_))
+token.command("revoke")(spoken(tokens.revoke))
+app.add_typer(token, name="token", rich_help_panel=CHANGE)

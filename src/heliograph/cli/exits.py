@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from heliograph.core import errors
+
 
 class Exit(IntEnum):
     OK = 0
@@ -15,36 +17,24 @@ class Exit(IntEnum):
     CONFLICT = 5  # somebody else was faster, or it exists already
     DENIED = 6  # no token, or one that does not permit this
     UNAVAILABLE = 7  # not now; trying again later is right
-    TIMEOUT = 8  # published, but the wanted share has not applied in time
+    TIMEOUT = 8  # published, but the wanted share has not applied it in time
     UNVERIFIED = 9  # a signature, digest, proof or history does not hold
+    REJECTED = 10  # published, but so many instances refused it that the wanted share cannot be reached
+    INTERRUPTED = 130  # Ctrl-C, as shells say it
 
 
-OF_CODE: Final[dict[str, Exit]] = {
-    "not-found": Exit.NOT_FOUND,
-    "stale-base": Exit.CONFLICT,
-    "conflict": Exit.CONFLICT,
-    "already-exists": Exit.CONFLICT,
-    "idempotency-key-reused": Exit.CONFLICT,
-    "contended": Exit.CONFLICT,
-    "denied": Exit.DENIED,
-    "unauthenticated": Exit.DENIED,
-    "forbidden": Exit.DENIED,
-    "unavailable": Exit.UNAVAILABLE,
-    "not-ready": Exit.UNAVAILABLE,
-    "overloaded": Exit.UNAVAILABLE,
-    "timed-out": Exit.UNAVAILABLE,
-    "internal": Exit.FAILED,
-    "corrupt": Exit.FAILED,
-    "refused": Exit.UNVERIFIED,
-    "bad-signature": Exit.UNVERIFIED,
-    "bad-digest": Exit.UNVERIFIED,
-    "bad-proof": Exit.UNVERIFIED,
-    "rolled-back": Exit.UNVERIFIED,
-    "forked": Exit.UNVERIFIED,
-    "untrusted-root": Exit.UNVERIFIED,
+_OF: Final[dict[type[errors.HeliographError], Exit]] = {
+    errors.HeliographError: Exit.FAILED,
+    errors.Invalid: Exit.INVALID,
+    errors.NotFound: Exit.NOT_FOUND,
+    errors.Conflict: Exit.CONFLICT,
+    errors.Denied: Exit.DENIED,
+    errors.Unavailable: Exit.UNAVAILABLE,
+    errors.TimedOut: Exit.TIMEOUT,
+    errors.Refused: Exit.UNVERIFIED,
 }
 
 
-def exit_for(code: str) -> Exit:
-    """By the stable code of an error or problem document; everything else is about the input."""
-    return OF_CODE.get(code, Exit.INVALID)
+def exit_of(error: errors.HeliographError) -> Exit:
+    """By its nearest ancestor."""
+    return next(_OF[each] for each in type(error).__mro__ if each in _OF)

@@ -1,409 +1,187 @@
-"""Commands that look: get, list, diff, log, show, watch, receipts, instances, drift, verify, health."""
+"""Commands that look at configs and versions: get, diff, log, show, watch."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from pathlib import Path
-from typing import Annotated, Any
+import json
+from typing import Annotated, Any, Final
 
 import typer
-from rich.live import Live
 from rich.text import Text
 
 from heliograph.cli import show
-from heliograph.cli import verify as verifying
-from heliograph.cli.api import Api, Problem
-from heliograph.cli.context import TARGET, parse_seconds, speaking, surroundings
-from heliograph.cli.exits import Exit
+from heliograph.cli.options import ENVIRONMENT, TARGET, TRUST
 from heliograph.cli.pointer import get_value
+from heliograph.cli.session import Session
 from heliograph.cli.target import Target
 from heliograph.core import names
-from heliograph.core import token as token_text
-from heliograph.core.errors import InvalidRequest
+from heliograph.core.errors import NotFound
 
-REFRESH_S = 0.15
-KINDS = {"added": "green", "removed": "red", "changed": "yellow"}
+CHANGES: Final = {"added": "green", "removed": "red", "changed": "yellow"}
+SHOWN: Final = ("version", "number", "epoch", "kind", "author", "at", "message", "parent", "root", "source", "safe", "copies")
+MAX_VALUE: Final = 100
+"""Characters of a value on one line."""
 
 
-@speaking
+# --- configs ----------------------------------------------------------------------------------------------------------------------
+
+
 def get(
-    target: TARGET,
+    session: Session,
+    target: Annotated[str, typer.Argument(help="namespace/environment/config; less of it lists what is there.")] = "",
     pointer: Annotated[str, typer.Argument(help="JSON Pointer to one value in it.")] = "",
-    at: Annotated[str | None, typer.Option("--at", help="As of this version, by number or id.")] = None,
+    at: Annotated[str | None, typer.Option("--at", metavar="VERSION", help="As of this version, by number or id.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Its JSON Schema instead of the document.")] = False,
 ) -> None:
-    """Print a config, or one value of it; of a folder or environment, the names in it."""
-    api, where = surroundings().api(), Target.parse(target)
+    """Print a config, or one value of it. Of a folder, environment or namespace: what is in it."""
+    if "/" not in target.strip("/"):
+        _list_names(session, target.strip("/"))
+        return
+    where = Target.parse(target)
     if not where.config or where.config.endswith("/"):
-        _list(api, where, at)
+        _list_folder(session, where, at)
         return
-    document = api.get(where.of_config().config_path(), at=at)
-    value = get_value(document, pointer)
-    if surroundings().json or not isinstance(value, str):
-        show.document(value)
-    else:
-        typer.echo(value)
+    path = f"{where.path}/{'schemas' if schema else 'configs'}/{where.with_config().config}"
+    value = get_value(session.api.get(path, at=at), pointer)
+    session.tell(value, lambda: typer.echo(value) if isinstance(value, str) else show.document(value))
 
 
-def _list(api: Api, where: Target, at: str | None) -> None:
-    found = list(api.pages(f"{where.path}/configs", folder=where.config, at=at))
-    if surroundings().json:
-        show.as_json(found)
-        return
-    rows = [(each["name"], each["kind"], "schema" if each.get("schema") else "", show.short(each["digest"])) for each in found]
-    show.table(("name", "kind", "", "digest"), rows, empty="there is nothing here yet")
+def _list_names(session: Session, namespace: str) -> None:
+    """Environments of a namespace, or all namespaces."""
+    path = f"/v1/namespaces/{namespace}/environments" if namespace else "/v1/namespaces"
+    found = list(session.api.pages(path))
+    rows = ((each["name"], each.get("number", ""), each.get("configs", "")) for each in found)
+    columns = ("environment", "version", "configs") if namespace else ("namespace", "", "")
+    session.tell(found, lambda: show.table(columns, rows, empty="nothing is here yet; see heliograph create"))
 
 
-@speaking
+def _list_folder(session: Session, where: Target, at: str | None) -> None:
+    found = list(session.api.pages(f"{where.path}/configs", folder=where.config, at=at))
+    rows = ((each["name"], each["kind"], "schema" if each.get("schema") else "", show.short(each["digest"])) for each in found)
+    session.tell(found, lambda: show.table(("name", "kind", "", "digest"), rows, empty="there is nothing here yet"))
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------------------
+
+
 def diff(
+    session: Session,
     target: TARGET,
-    old: Annotated[str, typer.Argument(help="Version number or id.")],
-    new: Annotated[str | None, typer.Argument(help="Version number or id; the head, if not given.")] = None,
+    old: Annotated[str, typer.Argument(help="Version number or id; the one before NEW, if not given.")] = "",
+    new: Annotated[str, typer.Argument(help="Version number or id; the head, if not given.")] = "",
 ) -> None:
     """Show what changed between two versions, config by config."""
-    api, where = surroundings().api(), Target.parse(target)
-    params: dict[str, Any] = {"from": old, "to": new}
-    found = list(api.pages(f"{where.path}/diff", **params))
-    if where.config:
-        found = [each for each in found if names.inside(each["name"], where.config)]
-    if surroundings().json:
-        show.as_json(found)
-        return
+    where = Target.parse(target)
+    ends: dict[str, Any] = {"from": old or None, "to": new or None}
+    found = [each for each in session.api.pages(f"{where.path}/diff", **ends) if names.inside(each["name"], where.config)]
+    session.tell(found, lambda: _show_diff(found))
+
+
+def _show_diff(found: list[dict[str, Any]]) -> None:
     for each in found:
-        show.out.print(
-            Text.assemble(
-                (f"{each['change']:8}", KINDS[each["change"]]),
-                (each["name"], "bold"),
-                "  schema changed" * each["schema_changed"],
-            )
-        )
+        schema = "  schema changed" if each["schema_changed"] else ""
+        show.out.print(Text.assemble((f"{each['change']:8}", CHANGES[each["change"]]), " ", (each["name"], "bold"), schema))
         for operation in each["operations"] if each["change"] == "changed" else ():
-            value = "" if "value" not in operation else f" {_brief(operation['value'])}"
-            show.out.print(Text(f"  {operation['op']:8}{operation['path'] or '(the whole)'}{value}"))
+            value = _on_one_line(operation["value"]) if "value" in operation else ""
+            show.out.print(Text(f"  {operation['op']:8}{operation['path'] or '(the whole)'} {value}".rstrip()))
     if not found:
-        show.out.print(Text("no difference", style="dim"))
+        show.out.print(Text("no difference", style="bright_black"))
 
 
-def _brief(value: Any, limit: int = 100) -> str:
-    import json  # noqa: PLC0415
-
+def _on_one_line(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
 
 
-@speaking
-def log(target: TARGET, limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many versions.")] = 20) -> None:
+def log(
+    session: Session,
+    target: ENVIRONMENT,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many versions.")] = 20,
+) -> None:
     """Show the history of an environment, newest first."""
-    where = Target.parse(target)
-    found = list(surroundings().api().pages(f"{where.path}/versions", limit=limit))
-    if surroundings().json:
-        show.as_json(found)
-        return
-    rows = [
-        (
-            each["number"],
-            show.short(each["version"]),
-            each["kind"],
-            show.clock(each["at"]),
-            each["author"],
-            _changes(each),
-            each["message"] or "",
-        )
-        for each in found
-    ]
-    show.table(("number", "id", "kind", "at (UTC)", "author", "changed", "message"), rows, empty="no versions")
+    found = list(session.api.pages(f"{Target.environment_of(target).path}/versions", limit=limit))
+    columns = ("number", "id", "kind", "at (UTC)", "author", "changed", "message")
+    session.tell(found, lambda: show.table(columns, map(_log_row, found), empty="no versions"))
 
 
-def _changes(told: dict[str, Any], limit: int = 3) -> str:
-    listed = told.get("changes") or []
-    if told["source"]:
-        return f"from version {told['source']['number']}"
-    more = told["change_count"] - len(listed[:limit])
-    return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")
+def _log_row(told: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        told["number"],
+        show.short(told["version"]),
+        told["kind"],
+        show.clock(told["at"]),
+        told["author"],
+        f"from version {told['source']['number']}" if told["source"] else _changes(told),
+        told["message"] or "",
+    )
 
 
-@speaking
-def show_version(target: TARGET, version: Annotated[str, typer.Argument(help="Number or id.")]) -> None:
-    """Show one version: its record, its changes, its signature."""
-    where = Target.parse(target)
-    told = surroundings().api().get(f"{where.path}/versions/{version}")
-    if surroundings().json:
-        show.as_json(told)
-        return
-    for member in (
-        "version",
-        "number",
-        "epoch",
-        "kind",
-        "author",
-        "at",
-        "message",
-        "parent",
-        "root",
-        "source",
-        "safe",
-        "copies",
-    ):
-        if told.get(member) is not None:
-            show.out.print(Text.assemble((f"{member:9}", "bold"), str(told[member])))
+def _changes(told: dict[str, Any], most: int = 3) -> str:
+    listed = (told.get("changes") or [])[:most]
+    more = told["change_count"] - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
+
+
+def show_version(
+    session: Session,
+    target: ENVIRONMENT,
+    version: Annotated[str | None, typer.Argument(help="Number or id; the head, if not given.")] = None,
+) -> None:
+    """Show one version: its record, who signed it, and what it changed."""
+    where, which = Target.version_of(target, version)
+    if which is None:
+        which = session.api.get(where.of("heads"))["version"]
+    told = session.api.get(f"{where.path}/versions/{which}")
+    session.tell(told, lambda: _show_version(told))
+
+
+def _show_version(told: dict[str, Any]) -> None:
+    rows = [(member, told[member]) for member in SHOWN if told.get(member) is not None]
+    rows.append(("signed by", ", ".join(each["keyid"] for each in told["envelope"]["signatures"])))
+    show.facts(rows)
     for name in told.get("changes", ()):
-        show.out.print(f"  {name}")
+        show.out.print(Text(f"  {name}"))
 
 
-@speaking
+# --- as it happens ----------------------------------------------------------------------------------------------------------------
+
+
 def watch(
+    session: Session,
     target: TARGET,
-    count: Annotated[int, typer.Option("--count", "-n", min=0, help="End after so many versions; 0: never.")] = 0,
+    pointer: Annotated[str, typer.Argument(help="JSON Pointer: print only what is there, whenever it changes.")] = "",
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="End after so many lines; 0: never.")] = 0,
+    trust: TRUST = None,
 ) -> None:
-    """Print each new version as it comes, verified, until Ctrl-C."""
+    """Print each new version as it comes, verified, until Ctrl-C. TARGET may be a folder or a config; of a config, its value.
+
+    It looks on: it sends no receipts and is not one of the instances.
+    """
+    from heliograph.cli.following import Follower  # noqa: PLC0415
+    from heliograph.cli.trusting import trusted  # noqa: PLC0415
+
     where = Target.parse(target)
-    asyncio.run(_watch(where, count))
+    follower = Follower(session.api, trusted(session, trust, or_server=True), where)
+    show.note(f"watching {where} from version {follower.number}")
+    one = where.config if where.config and not where.config.endswith("/") else ""
+    seen, last = 0, _value_at(follower.configs, one, pointer)
+    for step in follower.steps():
+        value = _value_at(follower.configs, one, pointer)
+        if pointer and value == last:
+            continue
+        last, seen = value, seen + 1
+        told = {"number": step.number, "version": step.version, "changed": step.changed} | ({"value": value} if one else {})
+        if session.as_json:
+            show.as_line(told)
+        else:
+            what = _on_one_line(value) if one else ", ".join(step.changed) or "nothing in this view"
+            show.out.print(Text.assemble((f"version {step.number}", "bold"), f"  {what}"))
+        if seen == count:
+            return
 
 
-async def _watch(where: Target, count: int) -> None:
-    from heliograph.client import Heliograph  # noqa: PLC0415
-
-    api, as_json = surroundings().api(), surroundings().json
-    updates: asyncio.Queue[Any] = asyncio.Queue()
-    async with Heliograph(
-        api.url,
-        token=api.token,
-        trust=_anchor(api, None),
-        namespace=where.namespace,
-        environment=where.environment,
-        view=[where.config],
-        app="heliograph watch",
-        cache_dir=None,
-    ) as client:
-        client.on_version(updates.put_nowait)
-        if not as_json:
-            show.err.print(Text(f"watching {where} from version {client.cursor.number if client.cursor else 0}", style="dim"))
-        seen = 0
-        while not count or seen < count:
-            update = await updates.get()
-            seen += 1
-            if as_json:
-                show.as_lines(
-                    [{"number": update.cursor.number, "version": update.cursor.version, "changed": list(update.changed)}]
-                )
-            else:
-                show.out.print(f"version {update.cursor.number}  {', '.join(update.changed) or '(nothing in this view)'}")
-
-
-@speaking
-def receipts(
-    target: TARGET,
-    version: Annotated[int | None, typer.Argument(help="Its number; the head, if not given.", min=1)] = None,
-    follow: Annotated[bool, typer.Option("--follow/--once", help="Watch until all have answered.")] = True,
-    timeout: Annotated[str, typer.Option("--timeout", help="Stop watching after this long.")] = "60s",
-    every: Annotated[bool, typer.Option("--all", help="List each receipt.")] = False,
-) -> None:
-    """Show who has applied a version, who refused it and why, and how long it took."""
-    api, where = surroundings().api(), Target.parse(target)
-    number = version or api.get(f"/v1/heads/{where.namespace}/{where.environment}")["number"]
-    told = _story(api, where, number)
-    if follow and not surroundings().json and show.out.is_terminal:
-        told = _follow(api, where, number, told, parse_seconds(timeout))
-    if surroundings().json:
-        listed = (
-            {"receipts": list(api.pages(f"{where.ledger_path('propagations')}/{number}/receipts", ledger=True))}
-            if every
-            else {}
-        )
-        show.as_json(told | listed)
-        return
-    show.out.print(Text.assemble((f"version {number}", "bold"), f" of {where.namespace}/{where.environment}, {told['state']}"))
-    show.propagation(told)
-    if every:
-        _each_receipt(api, where, number)
-
-
-def _story(api: Api, where: Target, number: int) -> Any:
-    return api.ledger(f"{where.ledger_path('propagations')}/{number}")
-
-
-def _follow(api: Api, where: Target, number: int, told: Any, timeout_s: float) -> Any:
-    deadline = time.monotonic() + timeout_s
-    with Live(show.bar(told), console=show.out, refresh_per_second=10, transient=True) as live:
-        while told["missing"] and told["state"] == "open" and time.monotonic() < deadline:
-            time.sleep(REFRESH_S)
-            told = _story(api, where, number)
-            live.update(show.bar(told))
-    return told
-
-
-def _each_receipt(api: Api, where: Target, number: int) -> None:
-    found = api.pages(f"{where.ledger_path('propagations')}/{number}/receipts", ledger=True)
-    rows = ((each["instance"], each["state"], each["node"], each["reason"] or "") for each in found)
-    show.table(("instance", "state", "node", "reason"), rows, empty="no receipts")
-
-
-@speaking
-def instances(target: TARGET) -> None:
-    """Show the clients of an environment: who they are and what they run."""
-    where = Target.parse(target)
-    found = list(surroundings().api().pages(where.ledger_path("instances"), ledger=True))
-    if surroundings().json:
-        show.as_json(found)
-        return
-    rows = [
-        (
-            each["instance"][-12:],
-            each["fingerprint"].get("app", ""),
-            each["fingerprint"].get("host", ""),
-            f"{each['fingerprint']['sdk']} {each['fingerprint']['sdk_version']}",
-            each["region"],
-            Text("connected", style="green")
-            if each["connected"]
-            else Text("unknown" if each["unknown"] else "gone", style="yellow"),
-            each["runs"]["number"] if each["runs"] else "-",
-        )
-        for each in found
-    ]
-    show.table(("instance", "app", "host", "sdk", "region", "", "runs"), rows, empty="nobody is connected")
-
-
-@speaking
-def drift(target: TARGET) -> None:
-    """Show who runs something else than the head for longer than the grace period, and why."""
-    where = Target.parse(target)
-    found = list(surroundings().api().pages(where.ledger_path("drift"), ledger=True))
-    if surroundings().json:
-        show.as_json(found)
-        return
-    rows = [
-        (
-            each["instance"][-12:],
-            each["fingerprint"].get("host", ""),
-            each["runs"]["number"] if each["runs"] else "-",
-            each["desired"]["number"],
-            f"{each['age_s']:.0f} s",
-            each["cause"],
-            each["reason"] or "",
-        )
-        for each in found
-    ]
-    show.table(
-        ("instance", "host", "runs", "should run", "for", "cause", "reason"), rows, empty="no drift: everybody runs the head"
-    )
-
-
-@speaking
-def verify(
-    what: Annotated[
-        str,
-        typer.Argument(help="A history (NDJSON) or a bundle (JSON) as a file, or namespace/environment with --from-server."),
-    ],
-    trust: Annotated[
-        str | None, typer.Option("--trust", envvar="HELIOGRAPH_TRUST", help="The trust anchor, sha256:…, or a client token.")
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option("--root", exists=True, help="The trust root's file, as GET /v1/trust gives it.")
-    ] = None,
-    from_server: Annotated[
-        bool, typer.Option("--from-server", help="Download history and bundle, then verify them here.")
-    ] = False,
-    view: Annotated[list[str] | None, typer.Option("--view", help="Selectors the bundle was asked for with.")] = None,
-) -> None:
-    """Check signatures, digests and descent without trusting the server."""
-    wanted = names.view(view or [""])
-    if from_server:
-        told = _verify_server(Target.parse(what), trust, wanted)
-    else:
-        if root is None:
-            raise InvalidRequest("offline, the trust root is needed: --root FILE, made with `curl …/v1/trust`")
-        import json  # noqa: PLC0415
-
-        trusted = verifying.trust_of(json.loads(verifying.read(root)), _anchor(None, trust))
-        told = _verify_text(verifying.read(Path(what)), trusted, wanted)
-    if surroundings().json:
-        show.as_json(told)
-    else:
-        show.out.print(Text.assemble(("✓ ", "green bold"), "; ".join(f"{key} {value}" for key, value in told.items())))
-
-
-def _verify_server(where: Target, trust: str | None, view: names.View) -> dict[str, Any]:
-    api = surroundings().api()
-    trusted = verifying.trust_of(api.get("/v1/trust"), _anchor(api, trust))
-    lines = api.call("GET", f"{where.path}/history").text.splitlines()
-    last = verifying.check_history(lines, trusted)
-    bundle = api.call(
-        "GET", f"/v1/bundles/{where.namespace}/{where.environment}", base=api.endpoints["bundles"], params={"view": list(view)}
-    ).text
-    replica = verifying.check_bundle(bundle, trusted, view)
-    return {"versions": last.number, "configs": len(replica.texts), "root": last.root}
-
-
-def _verify_text(text: str, trusted: Any, view: names.View) -> dict[str, Any]:
-    first = text.lstrip()[:200]
-    if '"snapshot"' in first or first.startswith("["):
-        replica = verifying.check_bundle(text, trusted, view)
-        assert replica.head
-        return {"version": replica.head.number, "configs": len(replica.texts), "root": replica.head.root}
-    last = verifying.check_history(text.splitlines(), trusted)
-    return {"versions": last.number, "root": last.root}
-
-
-def _anchor(api: Api | None, given: str | None) -> str:
-    """From --trust, a client token, or (said aloud) the server itself."""
-    for text in (given, api.token if api else None):
-        if text and text.startswith("sha256:"):
-            return text
-        if text and text.startswith("hel_client_") and (anchor := token_text.parse(text).anchor):
-            return anchor
-    if api is None:
-        raise InvalidRequest(
-            "the trust anchor is needed: --trust sha256:… (it is part of every client token, which will do too)"
-        )
-    show.err.print(
-        Text(
-            "! the trust anchor comes from the server itself; give --trust to check that it is the right server", style="yellow"
-        )
-    )
-    return _own_anchor(api)
-
-
-def _own_anchor(api: Api) -> str:
-    import base64  # noqa: PLC0415
-    import json  # noqa: PLC0415
-
-    from heliograph.core.trust import anchor_of  # noqa: PLC0415
-
-    statement = json.loads(base64.b64decode(api.get("/v1/trust")["payload"]))
-    keyid = statement["roles"]["root"]["keyids"][0]
-    return anchor_of(base64.b64decode(statement["keys"][keyid]))
-
-
-@speaking
-def health() -> None:
-    """Ask every service whether it is ready."""
-    api = surroundings().api()
-    found = {}
-    for name, base in {"registry": api.url, "sync": None, "ledger": None}.items():
-        try:
-            address = base or api.endpoints[{"sync": "bundles", "ledger": "ledger"}[name]]
-            found[name] = _readiness(api, address)
-        except Problem as problem:
-            found[name] = {"status": "unreachable", "detail": str(problem)}
-    if surroundings().json:
-        show.as_json(found)
-    else:
-        for name, told in found.items():
-            good = told["status"] == "ready"
-            reasons = told.get("detail") or ", ".join(f"{key}: {value}" for key, value in told.get("missing", {}).items())
-            show.out.print(
-                Text.assemble(
-                    ("✓ " if good else "✗ ", "green" if good else "red"), f"{name:9}{told['status']}  {reasons or ''}"
-                )
-            )
-    if any(told["status"] != "ready" for told in found.values()):
-        raise typer.Exit(Exit.UNAVAILABLE)
-
-
-def _readiness(api: Api, base: str) -> dict[str, Any]:
+def _value_at(configs: dict[str, Any], name: str, pointer: str) -> Any:
+    """None where nothing is."""
     try:
-        return dict(api.http.get(f"{base}/readyz").json())
-    except (OSError, ValueError) as error:
-        raise Problem({"code": "unavailable", "detail": str(error)}) from None
-    except Exception as error:
-        raise Problem({"code": "unavailable", "detail": f"{base} does not answer: {type(error).__name__}"}) from None
+        return get_value(configs[name], pointer) if name in configs else None
+    except NotFound:
+        return None

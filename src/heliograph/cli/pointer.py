@@ -1,65 +1,58 @@
-"""Setting one value by JSON Pointer (RFC 6901) in a document."""
+"""Reading and setting one value of a document by JSON Pointer."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-from heliograph.core.errors import InvalidRequest
+from heliograph.core.errors import InvalidRequest, NotFound
+from heliograph.core.pointer import pointer_tokens
 
 
 def set_value(document: Any, pointer: str, value: Any) -> Any:
-    """The document with `value` at `pointer`; missing objects on the way are made. Raises InvalidRequest."""
-    parts = _parts(pointer)
-    if not parts:
+    """A copy of the document with `value` at `pointer`. Missing objects on the way are made; ``-`` appends to a list. Raises InvalidRequest."""
+    tokens = pointer_tokens(pointer)
+    if not tokens:
         return value
     changed = copy.deepcopy(document) if document is not None else {}
     at = changed
-    for part in parts[:-1]:
-        at = _step(at, part, pointer)
-    _put(at, parts[-1], value, pointer)
+    for token in tokens[:-1]:
+        at = _step(at, token, pointer)
+    _put(at, tokens[-1], value, pointer)
     return changed
 
 
 def get_value(document: Any, pointer: str) -> Any:
-    """Raises InvalidRequest when nothing is there."""
+    """Raises NotFound when nothing is there."""
     at = document
-    for part in _parts(pointer):
-        if isinstance(at, dict) and part in at:
-            at = at[part]
-        elif isinstance(at, list) and _is_index(part) and int(part) < len(at):
-            at = at[int(part)]
+    for token in pointer_tokens(pointer):
+        if isinstance(at, dict) and token in at:
+            at = at[token]
+        elif isinstance(at, list) and _is_place(at, token):
+            at = at[int(token)]
         else:
-            raise InvalidRequest(f"there is nothing at {pointer}")
+            raise NotFound(f"there is nothing at {pointer}")
     return at
 
 
-def _parts(pointer: str) -> list[str]:
-    if not pointer:
-        return []
-    if not pointer.startswith("/"):
-        raise InvalidRequest(f"{pointer!r} is not a JSON Pointer; it begins with /, as in /max_items")
-    return [each.replace("~1", "/").replace("~0", "~") for each in pointer[1:].split("/")]
+def _is_place(items: list[Any], token: str) -> bool:
+    return token.isascii() and token.isdigit() and str(int(token)) == token and int(token) < len(items)
 
 
-def _is_index(part: str) -> bool:
-    return part.isascii() and part.isdigit() and (part == "0" or part[0] != "0")
-
-
-def _step(at: Any, part: str, pointer: str) -> Any:
+def _step(at: Any, token: str, pointer: str) -> Any:
     if isinstance(at, dict):
-        return at.setdefault(part, {})
-    if isinstance(at, list) and _is_index(part) and int(part) < len(at):
-        return at[int(part)]
+        return at.setdefault(token, {})
+    if isinstance(at, list) and _is_place(at, token):
+        return at[int(token)]
     raise InvalidRequest(f"{pointer} leads through a place that is not there, or is no object")
 
 
-def _put(at: Any, part: str, value: Any, pointer: str) -> None:
+def _put(at: Any, step: str, value: Any, pointer: str) -> None:
     if isinstance(at, dict):
-        at[part] = value
-    elif isinstance(at, list) and part == "-":
+        at[step] = value
+    elif isinstance(at, list) and step == "-":
         at.append(value)
-    elif isinstance(at, list) and _is_index(part) and int(part) < len(at):
-        at[int(part)] = value
+    elif isinstance(at, list) and _is_place(at, step):
+        at[int(step)] = value
     else:
         raise InvalidRequest(f"{pointer} is not a place in this document")

@@ -5,101 +5,184 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+from heliograph.core.errors import HeliographError, Invalid, StaleBase
 
-STATES = {"applied": "green", "unaffected": "cyan", "superseded": "blue", "rejected": "red", "left": "dim", "missing": "yellow"}
+WIDE: Final = 250
+"""Columns where nobody looks at a screen: a log or a pipe has no edge to cut at."""
+STATES: Final = {
+    "applied": "green",
+    "unaffected": "cyan",
+    "superseded": "blue",
+    "rejected": "red",
+    "left": "bright_black",
+    "missing": "yellow",
+}
+
+
+def _console(*, stderr: bool = False) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDE)
+
+
+out = _console()
+err = _console(stderr=True)
 
 
 def as_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def as_lines(values: Iterable[Any]) -> None:
-    """One JSON value a line, for streams."""
-    for value in values:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+def as_line(value: Any) -> None:
+    """One JSON value on one line, at once: for streams."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def document(value: Any) -> None:
-    out.print_json(json.dumps(value), indent=2)
+    """A JSON value; coloured on a terminal only."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if out.is_terminal:
+        out.print_json(text)
+    else:
+        sys.stdout.write(text + "\n")
+
+
+def note(text: str, style: str = "bright_black") -> None:
+    """To standard error: what is not the result."""
+    err.print(Text(text, style=style))
+
+
+def say(text: str) -> None:
+    """Plain, and never broken into lines: it may be copied."""
+    out.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def done(text: str) -> None:
+    out.print(Text.assemble(("✓ ", "green bold"), text))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
     made = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    count = 0
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
-        count += 1
-    out.print(made if count else Text(empty, style="dim"))
+        made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    out.print(made if made.row_count else Text(empty, style="bright_black"))
 
 
-def problem(told: dict[str, Any]) -> None:
-    """To standard error: what is wrong, every fault, what to do."""
-    err.print(Text.assemble(("✗ ", "red bold"), told.get("detail") or told.get("title") or "something went wrong"))
-    faults = told.get("faults") or []
-    if faults:
-        made = Table("where", "rule", "what", box=None, pad_edge=False, header_style="bold")
-        for fault in faults:
-            made.add_row(fault["pointer"] or "(the whole)", fault["rule"], fault["message"])
+def problem(error: HeliographError) -> None:
+    """To standard error: what is wrong, every fault, where things are now."""
+    err.print(Text.assemble(("✗ ", "red bold"), error.detail), soft_wrap=True)
+    if isinstance(error, Invalid) and error.faults:
+        made = Table("where", "rule", "what", box=None, padding=(0, 2, 0, 2), header_style="bold")
+        for fault in error.faults:
+            made.add_row(Text(fault.pointer or "(the whole)"), Text(fault.rule), Text(fault.message))
         err.print(made)
-    if "head" in told:
-        err.print(Text(f"  the head is version {told.get('number')}, {short(told['head'])}", style="dim"))
-    for label in ("changed", "overlap"):
-        if told.get(label):
-            err.print(Text(f"  {label}: {', '.join(told[label])}", style="dim"))
+    if isinstance(error, StaleBase):
+        note(f"  the head is version {error.number}, {error.head}")
+        for label, names in error.more.items():
+            if isinstance(names, list) and names:
+                note(f"  {label}: {', '.join(map(str, names))}")
+
+
+def facts(rows: Iterable[tuple[str, Any]]) -> None:
+    """Names and values, a line each."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in rows:
+        made.add_row(Text(name, style="bold"), Text(str(value)))
+    out.print(made)
 
 
 def version(told: dict[str, Any]) -> None:
+    """The answer to something that publishes."""
+    where = f"{told['namespace']}/{told['environment']}"
     if told.get("unchanged"):
-        out.print(f"nothing to change; {told['namespace']}/{told['environment']} stays at version {told['number']}")
+        out.print(Text(f"nothing to change; {where} stays at version {told['number']}"))
         return
     out.print(
         Text.assemble(
             ("✓ ", "green bold"),
-            f"{told['namespace']}/{told['environment']} is at ",
+            f"{where} is at ",
             (f"version {told['number']}", "bold"),
-            f"  {short(told['version'])}  {told['kind']}, {told['change_count']} changed, {told['copies']} copy on disk",
+            f"  {short(told['version'])}  {told['kind']}, {count(told['change_count'], 'config')} changed",
         )
     )
-    if told.get("propagation"):
+    if "propagation" in told:
         propagation(told["propagation"])
     if (told.get("wait") or {}).get("problem"):
-        err.print(Text(f"  the propagation is not known: {told['wait']['problem']}", style="yellow"))
+        note(f"  it is not known how far it has come: {told['wait']['problem']}", "yellow")
 
 
 def propagation(told: dict[str, Any]) -> None:
     out.print(bar(told))
-    times = told["times_ms"]["applied"]
-    if times["count"]:
-        out.print(
-            f"  applied after ms: p50 {times['p50']:.1f}, p95 {times['p95']:.1f}, p99 {times['p99']:.1f}, max {times['max']:.1f}"
-        )
+    for line in times(told):
+        out.print(line)
     for rejection in told["rejections"]:
         out.print(Text.assemble(("  rejected ", "red"), f"by {rejection['instance']}: {rejection['reason']}"))
 
 
 def bar(told: dict[str, Any], width: int = 40) -> Text:
-    """Applied, rejected, missing … as coloured blocks with counts."""
-    total = max(1, told["instances"])
+    """Applied, rejected, missing … as coloured blocks, then their counts."""
     made = Text("  ")
-    for state, colour in STATES.items():
-        made.append("█" * round(width * told.get(state, 0) / total), style=colour)
-    made.append(f"  {told['instances']} instances: ")
-    made.append(", ".join(f"{told[state]} {state}" for state in STATES if told.get(state)) or "nobody is connected")
+    for colour, cells in zip(STATES.values(), shares([told.get(state, 0) for state in STATES], width), strict=True):
+        made.append("█" * cells, style=colour)
+    made.append(f"  {count(told['instances'], 'instance')}")
+    made.append(": " + (", ".join(f"{told[state]} {state}" for state in STATES if told.get(state)) or "nobody is connected"))
     return made
 
 
+def shares(counts: Sequence[int], width: int) -> list[int]:
+    """Cells of a bar for each count: `width` in all, and at least one for whatever is not nothing."""
+    total = sum(counts)
+    if not total:
+        return [0] * len(counts)
+    cells = [max(1, width * each // total) if each else 0 for each in counts]
+    cells[counts.index(max(counts))] += width - sum(cells)
+    return cells
+
+
+def times(told: dict[str, Any]) -> Iterable[Text]:
+    """Milliseconds since the first byte of the publish."""
+    spent = told["times_ms"]
+    applied = spent["applied"]
+    if applied["count"]:
+        yield Text("  applied after  " + "  ".join(f"{name} {ms(applied[name])}" for name in ("p50", "p95", "p99", "max")))
+    yield Text(
+        f"  committed {ms(spent['commit'])}, read from the log {ms(spent['log'])}, sent to all {ms(spent['fan_out'])}",
+        style="bright_black",
+    )
+
+
+def ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def short(digest: str | None) -> str:
+    """Enough of a digest for the eye; never for a machine."""
     return (digest or "")[7:19]
 
 
 def clock(text: str) -> str:
     return text[:19].replace("T", " ") if text else ""
+
+
+def step(change: str, name: str, style: str) -> None:
+    out.print(Text.assemble((f"{change:8}", style), (name, "bold")))
+
+
+def lines_between(old: Any, new: Any) -> None:
+    """What differs, line by line of the indented texts."""
+    import difflib  # noqa: PLC0415
+
+    before, after = (json.dumps(each, indent=2, ensure_ascii=False, sort_keys=True).splitlines() for each in (old, new))
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    for line in list(difflib.unified_diff(before, after, lineterm="", n=2))[2:]:
+        out.print(Text("  " + line, style=colours.get(line[:1], "")))

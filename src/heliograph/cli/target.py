@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
-from urllib.parse import quote
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 from heliograph.core import names
-from heliograph.core.errors import InvalidName
+from heliograph.core.errors import InvalidName, InvalidRequest
+
+ENVIRONMENT_PARTS: Final = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """``config`` may be a folder (ending in ``/``) where a command takes one; empty: the whole environment."""
 
@@ -21,15 +22,28 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises InvalidName."""
-        parts = text.split("/", 2)
-        if len(parts) < 2:
-            raise InvalidName(
-                f"{text!r} is not a target; write namespace/environment or namespace/environment/config, as in shop/production"
-            )
-        config = parts[2] if len(parts) > 2 else ""
-        return cls(names.namespace(parts[0]), names.environment(parts[1]), names.selector(config))
+        namespace, environment, *config = text.split("/", ENVIRONMENT_PARTS)[:3] if "/" in text else (text, "")
+        if not environment:
+            raise InvalidName(f"{text!r}: write namespace/environment or namespace/environment/config, as in shop/production")
+        return cls(names.namespace(namespace), names.environment(environment), names.selector("".join(config)))
 
-    def of_config(self) -> Self:
+    @classmethod
+    def environment_of(cls, text: str) -> Self:
+        """Raises InvalidName for anything but an environment."""
+        found = cls.parse(text.removesuffix("/"))
+        if found.config:
+            raise InvalidName(f"{text!r} names a config; this is about a whole environment, as in {replace(found, config='')}")
+        return found
+
+    @classmethod
+    def version_of(cls, text: str, version: str | None) -> tuple[Self, str | None]:
+        """``shop/production 42`` or ``shop/production/42``."""
+        head, _, last = text.rpartition("/")
+        if version is None and head.count("/") == 1 and (last.isdigit() or last.startswith("sha256:")):
+            text, version = head, last
+        return cls.environment_of(text), version
+
+    def with_config(self) -> Self:
         """Raises InvalidName unless it names one config."""
         if not self.config:
             raise InvalidName(f"{self}: the config is missing, as in {self}/checkout/limits")
@@ -40,11 +54,22 @@ class Target:
     def path(self) -> str:
         return f"/v1/namespaces/{self.namespace}/environments/{self.environment}"
 
-    def config_path(self, kind: str = "configs") -> str:
-        return f"{self.path}/{kind}/{quote(self.config)}"
+    @property
+    def config_path(self) -> str:
+        return f"{self.path}/configs/{self.config}"
 
-    def ledger_path(self, what: str) -> str:
+    def of(self, what: str) -> str:
+        """A path that ends in this environment: heads, bundles, propagations, instances, drift."""
         return f"/v1/{what}/{self.namespace}/{self.environment}"
 
     def __str__(self) -> str:
         return "/".join(each for each in (self.namespace, self.environment, self.config) if each)
+
+
+def one_version(text: str) -> int | str:
+    """A number or an id, as the API takes it in JSON. Raises InvalidRequest."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    if text.startswith("sha256:"):
+        return text
+    raise InvalidRequest(f"{text!r} is no version: a number, or an id that begins with sha256:")

@@ -1,112 +1,207 @@
-"""Commands that change something: apply, set, publish, rollback, create, token."""
+"""Commands that change something: apply, set, delete, publish, rollback, create."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
 
 import typer
 
 from heliograph.cli import files, show
-from heliograph.cli.api import Api, Problem, Wait
-from heliograph.cli.context import MESSAGE, TARGET, TIMEOUT, WAIT, parse_seconds, parse_wait, speaking, surroundings
 from heliograph.cli.exits import Exit
+from heliograph.cli.options import BASE, ENVIRONMENT, MESSAGE, TARGET, TIMEOUT, WAIT, seconds, share
 from heliograph.cli.pointer import set_value
-from heliograph.cli.target import Target
-from heliograph.core.canonical import parse
-from heliograph.core.errors import InvalidDocument, InvalidRequest
+from heliograph.cli.session import Session
+from heliograph.cli.target import Target, one_version
+from heliograph.core import names
+from heliograph.core.errors import AlreadyExists, Invalid, InvalidDocument, InvalidRequest, NotFound, StaleBase
 
-RETRIES = 5
-
-
-def _told(version: dict[str, Any]) -> None:
-    """Prints a version, and ends with TIMEOUT when a wanted share was not reached."""
-    if surroundings().json:
-        show.as_json(version)
-    else:
-        show.version(version)
-    if (version.get("wait") or {}).get("reached") is False:
-        raise typer.Exit(Exit.TIMEOUT)
+ATTEMPTS: Final = 5
+"""How often something is done again on top of a head that has moved."""
+MAX_INPUT: Final = 24 << 20
 
 
-def _publish(
-    api: Api, target: Target, changes: list[dict[str, Any]], message: str | None, wait: Wait | None, base: str | None
-) -> Any:
-    body: dict[str, Any] = {"changes": changes}
-    if message:
-        body["message"] = message
-    headers = {"If-Match": f'"{base}"'} if base else None
-    return api.write("POST", f"{target.path}/versions", json=body, wait=wait, headers=headers)
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a version is published: why, on top of what, and how long its receipts are waited for."""
+
+    session: Session
+    message: str | None
+    wait: str | None
+    timeout: str
+    base: str | None = None
+
+    def send(self, method: str, path: str, *, base: str | None = None, **request: Any) -> Any:
+        from heliograph.cli.api import Wait  # noqa: PLC0415
+
+        headers = {}
+        if base or self.base:
+            headers["If-Match"] = f'"{base or self.base}"'
+        if self.message:
+            headers["Heliograph-Message"] = quote(self.message)
+        wait = Wait(share(self.wait), seconds(self.timeout)) if self.wait else None
+        return self.session.api.write(method, path, headers=headers, wait=wait, **request)
+
+    def publish(self, target: Target, changes: list[files.Change], *, base: str | None = None) -> Any:
+        """Raises Invalid with faults that name configs."""
+        try:
+            return self.send("POST", f"{target.path}/versions", base=base, json={"changes": changes})
+        except Invalid as error:
+            raise files.with_names(error, changes) from None
+
+    def tell(self, version: dict[str, Any]) -> None:
+        """Shows a version; ends with REJECTED or TIMEOUT when the wanted share does not have it."""
+        self.session.tell(version, lambda: show.version(version))
+        waited = version.get("wait") or {}
+        if waited.get("reached") is False:
+            story = version.get("propagation")
+            raise typer.Exit(Exit.REJECTED if story and _hopeless(story, waited["share"]) else Exit.TIMEOUT)
 
 
-@speaking
+def _hopeless(story: dict[str, Any], wanted: float) -> bool:
+    """Whether the share stays out of reach even when everybody who is missing applies it."""
+    asked = story["instances"] - story["left"]
+    return bool(asked and (asked - story["rejected"]) / asked < wanted)
+
+
+# --- several configs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What `apply` would do to one config."""
+
+    change: Literal["add", "change", "delete", "same"]
+    name: str
+
+
 def apply(
+    session: Session,
     target: TARGET,
     file: Annotated[
         Path, typer.Option("--file", "-f", exists=True, help="A .json file, or a folder: all of it is one version.")
     ],
     message: MESSAGE = None,
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Also delete configs below TARGET that the folder does not have.")
-    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Also delete configs below TARGET that the folder lacks.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Prune without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
-    base: Annotated[str | None, typer.Option("--if-match", help="Only on top of this version id.")] = None,
+    base: BASE = None,
     wait: WAIT = None,
     timeout: TIMEOUT = "2s",
 ) -> None:
     """Publish a file or a folder as one atomic version.
 
-    [dim]limits.json[/] is the config [dim]limits[/], [dim]limits.schema.json[/] its JSON Schema, folders are folders.
-    TARGET may name a folder ([dim]shop/production/checkout/[/]) or, for one file, the config.
+    [dim]limits.json[/] is the config [dim]limits[/], [dim]limits.schema.json[/] its JSON Schema, folders are folders. TARGET may name a folder
+    ([dim]shop/production/checkout/[/]) or, for one file, the config.
     """
-    api, at = surroundings().api(), Target.parse(target)
-    if at.config and not at.config.endswith("/") and file.is_file():
-        changes = [{"name": at.config, ("schema" if file.name.endswith(files.SCHEMA) else "document"): files.read(file)}]
-    else:
-        changes = files.changes(file, at.config)
-    held = {each["name"]: each for each in _held(api, at)} if prune or dry_run else {}
-    if prune:
-        changes += [{"name": name, "delete": True} for name in sorted(held.keys() - {each["name"] for each in changes})]
+    at = Target.parse(target)
+    asked = _asked(at, file)
+    writing = Writing(session, message, wait, timeout, base)
     if dry_run:
-        _preview(api, at, changes, held)
-        return
-    _told(_publish(api, at, changes, message, parse_wait(wait, timeout), base))
-
-
-def _held(api: Api, at: Target, folder: str | None = None) -> list[dict[str, Any]]:
-    """All configs below a folder."""
-    found = []
-    for each in api.pages(f"{at.path}/configs", folder=at.config if folder is None else folder):
-        if each["kind"] == "folder":
-            found += _held(api, at, each["name"])
-        else:
-            found.append(each)
-    return found
-
-
-def _preview(api: Api, at: Target, changes: list[dict[str, Any]], held: dict[str, Any]) -> None:
-    rows = []
-    for change in changes:
-        name = change["name"]
-        if change.get("delete"):
-            what = "delete"
-        elif name not in held:
-            what = "add"
-        else:
-            now = api.get(Target(at.namespace, at.environment, name).config_path())
-            what = "change" if "document" in change and now != change["document"] else "same"
-        rows.append((what, name))
-    if surroundings().json:
-        show.as_json([{"change": what, "name": name} for what, name in rows])
+        _preview(session, at, asked, prune=prune)
+    elif prune:
+        writing.tell(_prune(writing, at, asked, yes=yes))
     else:
-        show.table(("change", "config"), rows, empty="nothing")
+        writing.tell(writing.publish(at, asked))
 
 
-@speaking
+def _asked(at: Target, file: Path) -> list[files.Change]:
+    if at.config and not at.config.endswith("/"):
+        if file.is_dir():
+            raise InvalidRequest(f"{at} names one config and {file} is a folder; for a folder of configs write {at}/")
+        return [files.change(file, at.config)]
+    return files.changes(file, at.config)
+
+
+def _prune(writing: Writing, at: Target, asked: list[files.Change], *, yes: bool) -> Any:
+    """On top of the very version whose list was read: what somebody adds meanwhile is not deleted unseen."""
+    for attempt in range(ATTEMPTS):
+        head = writing.session.api.get(at.of("heads"))["version"]
+        gone = [step.name for step in _steps(writing.session, at, asked, head, prune=True) if step.change == "delete"]
+        if gone and not yes:
+            _confirm(gone)
+        try:
+            return writing.publish(at, asked + [{"name": name, "delete": True} for name in gone], base=head)
+        except StaleBase:
+            if writing.base or attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _confirm(gone: list[str]) -> None:
+    """Raises InvalidRequest where nobody can be asked, Abort when the answer is no."""
+    if not sys.stdin.isatty():
+        raise InvalidRequest(f"this deletes {', '.join(gone)}; say --yes if that is right, or look with --dry-run")
+    typer.confirm(f"delete {', '.join(gone)}?", abort=True, err=True)
+
+
+def _steps(session: Session, at: Target, asked: list[files.Change], version: str, *, prune: bool) -> list[Step]:
+    """What would happen, from digests alone."""
+    held = {each["name"]: each for each in _held(session, at, version)}
+    steps = [_step(each, held.get(each["name"])) for each in asked]
+    if prune:
+        wanted = {each["name"] for each in asked}
+        steps += [Step("delete", name) for name in sorted(held.keys() - wanted)]
+    return steps
+
+
+def _step(asked: files.Change, held: dict[str, Any] | None) -> Step:
+    from heliograph.core.canonical import canonical  # noqa: PLC0415
+    from heliograph.core.digest import digest  # noqa: PLC0415
+
+    if held is None:
+        return Step("add", asked["name"])
+    kinds: tuple[Literal["document", "schema"], ...] = ("document", "schema")
+    same = all(digest(kind, canonical(asked[kind])) == held[kind] for kind in kinds if kind in asked)
+    return Step("same" if same else "change", asked["name"])
+
+
+def _held(session: Session, at: Target, version: str) -> Iterator[dict[str, Any]]:
+    """The configs that TARGET covers, as of one version."""
+    folder = at.config[: at.config.rfind("/") + 1]
+    listed = _below(session, at, version, folder) if folder == at.config else _listed(session, at, version, folder)
+    return (each for each in listed if each["kind"] == "config" and names.inside(each["name"], at.config))
+
+
+def _below(session: Session, at: Target, version: str, folder: str) -> Iterator[dict[str, Any]]:
+    for each in _listed(session, at, version, folder):
+        yield each
+        if each["kind"] == "folder":
+            yield from _below(session, at, version, each["name"])
+
+
+def _listed(session: Session, at: Target, version: str, folder: str) -> Iterator[dict[str, Any]]:
+    return session.api.pages(f"{at.path}/configs", folder=folder, at=version)
+
+
+def _preview(session: Session, at: Target, asked: list[files.Change], *, prune: bool) -> None:
+    head = session.api.get(at.of("heads"))["version"]
+    steps = _steps(session, at, asked, head, prune=prune)
+    session.tell(
+        [{"change": each.change, "name": each.name} for each in steps],
+        lambda: _show_steps(session, at, steps, {each["name"]: each for each in asked}),
+    )
+
+
+def _show_steps(session: Session, at: Target, steps: Iterable[Step], asked: dict[str, files.Change]) -> None:
+    colours = {"add": "green", "change": "yellow", "delete": "red", "same": "bright_black"}
+    for step in steps:
+        show.step(step.change, step.name, colours[step.change])
+        if step.change == "change" and "document" in asked[step.name]:
+            now = session.api.get(Target(at.namespace, at.environment, step.name).config_path)
+            show.lines_between(now, asked[step.name]["document"])
+
+
+# --- one config -------------------------------------------------------------------------------------------------------------------
+
+
 def set_(
+    session: Session,
     target: TARGET,
     pointer: Annotated[str, typer.Argument(help='JSON Pointer to the value, as in /max_items; "" for the whole document.')],
     value: Annotated[str, typer.Argument(help="The value as JSON; text that is not JSON is taken as a string.")],
@@ -115,34 +210,34 @@ def set_(
     timeout: TIMEOUT = "2s",
 ) -> None:
     """Change one value of a config. Somebody else's change in between is kept: the value is set again on top of it."""
-    api, at = surroundings().api(), Target.parse(target).of_config()
-    new, held = _value(value), parse_wait(wait, timeout)
-    for attempt in range(RETRIES):
-        document, base = _read_config(api, at)
-        body = json.dumps(set_value(document, pointer, new))
-        headers = {"If-Match": f'"{base}"', "Content-Type": "application/json"}
-        if message:
-            headers["Heliograph-Message"] = _percent(message)
+    at, new = Target.parse(target).with_config(), _value(value)
+    writing = Writing(session, message, wait, timeout)
+    for attempt in range(ATTEMPTS):
+        document, base = _current(session, at)
+        body = json.dumps(set_value(document, pointer, new)).encode()
         try:
-            _told(api.write("PUT", at.config_path(), content=body, headers=headers, wait=held))
-            return
-        except Problem as problem:
-            if problem.code != "stale-base" or attempt == RETRIES - 1:
+            version = writing.send("PUT", at.config_path, base=base, content=body)
+        except StaleBase:
+            if attempt == ATTEMPTS - 1:
                 raise
+        else:
+            writing.tell(version)
+            return
 
 
-def _read_config(api: Api, at: Target) -> tuple[Any, str]:
-    """The document (None when there is none) and the head it was read at."""
+def _current(session: Session, at: Target) -> tuple[Any, str]:
+    """The document (None when there is none) and the id of the version it was read at."""
+    head = session.api.get(at.of("heads"))["version"]
     try:
-        answer = api.call("GET", at.config_path())
-        return answer.json(), answer.headers["etag"].strip('"')
-    except Problem as problem:
-        if problem.code != "not-found":
-            raise
-    return None, api.get(f"/v1/heads/{at.namespace}/{at.environment}")["version"]
+        return session.api.get(at.config_path, at=head), head
+    except NotFound:
+        return None, head
 
 
 def _value(text: str) -> Any:
+    """Raises InvalidDocument for what looks like JSON and is not."""
+    from heliograph.core.canonical import parse  # noqa: PLC0415
+
     try:
         return parse(text)
     except InvalidDocument:
@@ -151,142 +246,74 @@ def _value(text: str) -> Any:
         return text
 
 
-def _percent(text: str) -> str:
-    from urllib.parse import quote  # noqa: PLC0415
-
-    return quote(text)
-
-
-@speaking
-def delete(target: TARGET, message: MESSAGE = None, wait: WAIT = None, timeout: TIMEOUT = "2s") -> None:
+def delete(session: Session, target: TARGET, message: MESSAGE = None, wait: WAIT = None, timeout: TIMEOUT = "2s") -> None:
     """Delete a config. Its history stays; a rollback brings it back."""
-    at = Target.parse(target).of_config()
-    headers = {"Heliograph-Message": _percent(message)} if message else None
-    _told(surroundings().api().write("DELETE", at.config_path(), headers=headers, wait=parse_wait(wait, timeout)))
+    at = Target.parse(target).with_config()
+    writing = Writing(session, message, wait, timeout)
+    writing.tell(writing.send("DELETE", at.config_path))
 
 
-@speaking
 def publish(
+    session: Session,
     target: TARGET,
-    changes: Annotated[
-        str, typer.Argument(help='A JSON list of changes, or - for standard input: [{"name": …, "document": …}, …]')
-    ] = "-",
+    file: Annotated[
+        Path, typer.Option("--file", "-f", help="The document, or a list of changes; - for standard input.")
+    ] = Path("-"),
     message: MESSAGE = None,
+    base: BASE = None,
     wait: WAIT = None,
     timeout: TIMEOUT = "2s",
-    base: Annotated[str | None, typer.Option("--if-match", help="Only on top of this version id.")] = None,
 ) -> None:
-    """Publish several changes as one atomic version, from JSON."""
-    told = parse(sys.stdin.read() if changes == "-" else changes, limit=32 * 1024 * 1024)
-    if not isinstance(told, list):
-        raise InvalidRequest('changes are a JSON list: [{"name": "limits", "document": {…}}, …]')
-    at = Target.parse(target)
-    _told(_publish(surroundings().api(), at, told, message, parse_wait(wait, timeout), base))  # type: ignore[arg-type]  # the API says what is wrong
+    """Publish JSON as it is: a config's document, or (TARGET an environment) a list of changes as one version.
+
+    Changes are [dim]\\[{"name": …, "document"?: …, "schema"?: … or null, "delete"?: true}, …][/].
+    """
+    at, told = Target.parse(target), _input(file)
+    writing = Writing(session, message, wait, timeout, base)
+    if at.config:
+        writing.tell(writing.publish(at, [{"name": at.with_config().config, "document": told}]))
+    elif isinstance(told, list) and all(isinstance(each, dict) and "name" in each for each in told):
+        writing.tell(writing.publish(at, told))
+    else:
+        raise InvalidRequest('changes are a JSON list: [{"name": "checkout/limits", "document": {…}}, …]')
 
 
-@speaking
+def _input(file: Path) -> Any:
+    from heliograph.core.canonical import parse  # noqa: PLC0415
+
+    try:
+        text = sys.stdin.buffer.read(MAX_INPUT + 1) if file == Path("-") else file.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
+    return parse(text, limit=MAX_INPUT)
+
+
+# --- environments -----------------------------------------------------------------------------------------------------------------
+
+
 def rollback(
-    target: TARGET,
+    session: Session,
+    target: ENVIRONMENT,
     to: Annotated[str, typer.Argument(help="Number or id of the version whose content comes back.")],
     message: MESSAGE = None,
+    base: BASE = None,
     wait: WAIT = None,
     timeout: TIMEOUT = "2s",
 ) -> None:
     """Bring back the content of an earlier version, as a new version; all configs at once."""
-    at = Target.parse(target)
-    body: dict[str, Any] = {"to": int(to) if to.isdigit() else to}
-    if message:
-        body["message"] = message
-    _told(surroundings().api().write("POST", f"{at.path}/rollback", json=body, wait=parse_wait(wait, timeout)))
+    at = Target.environment_of(target)
+    writing = Writing(session, message, wait, timeout, base)
+    writing.tell(writing.send("POST", f"{at.path}/rollback", json={"to": one_version(to)}))
 
 
-@speaking
-def create(target: Annotated[str, typer.Argument(help="namespace, or namespace/environment")]) -> None:
+def create(session: Session, target: Annotated[str, typer.Argument(help="namespace, or namespace/environment")]) -> None:
     """Create a namespace, or an environment (and its namespace, if need be)."""
-    api = surroundings().api()
-    namespace, _, environment = target.partition("/")
+    namespace, _, environment = target.strip("/").partition("/")
     try:
-        answer = api.write("POST", "/v1/namespaces", json={"name": namespace})
-    except Problem as problem:
-        if not environment or problem.code != "already-exists":
+        answer = session.api.write("POST", "/v1/namespaces", json={"name": namespace})
+    except AlreadyExists:
+        if not environment:
             raise
     if environment:
-        answer = api.write("POST", f"/v1/namespaces/{namespace}/environments", json={"name": environment})
-    if surroundings().json:
-        show.as_json(answer)
-    else:
-        show.out.print(f"✓ created {target}")
-
-
-token = typer.Typer(help="Create, list and revoke tokens.", no_args_is_help=True)
-
-
-@token.command("create")
-@speaking
-def token_create(
-    kind: Annotated[str, typer.Argument(help="admin, author, client or service")],
-    name: Annotated[str, typer.Argument(help="What or whom it is for.")],
-    scope: Annotated[
-        list[str] | None, typer.Option("--scope", "-s", help="namespace/environment, with * for all; may be repeated.")
-    ] = None,
-    expires: Annotated[str | None, typer.Option("--expires", help="After 30d, 12h …; never, if not given.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write it to this file (mode 0600) instead of showing it.")
-    ] = None,
-) -> None:
-    """Make a token. Its text is shown once and stored nowhere."""
-    scopes = [dict(zip(("namespace", "environment"), (*each.split("/", 1), "*"), strict=False)) for each in scope or ["*/*"]]
-    body: dict[str, Any] = {"kind": kind, "name": name, "scopes": scopes}
-    if expires:
-        body["expires_in_s"] = parse_seconds(expires)
-    made = surroundings().api().write("POST", "/v1/tokens", json=body)
-    if output:
-        _write_private(output, made.pop("token"))
-    if surroundings().json:
-        show.as_json(made)
-    elif output:
-        show.out.print(f"✓ {made['id']} written to {output}")
-    else:
-        show.err.print(f"✓ {made['id']}; this is the only time it is shown:")
-        sys.stdout.write(made["token"] + "\n")
-
-
-def _write_private(path: Path, text: str) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise InvalidRequest(f"{path} cannot be written: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-
-
-@token.command("list")
-@speaking
-def token_list() -> None:
-    """Show all tokens; never their text."""
-    found = list(surroundings().api().pages("/v1/tokens"))
-    if surroundings().json:
-        show.as_json(found)
-        return
-    rows = [
-        (
-            each["id"],
-            each["kind"],
-            each["name"],
-            ", ".join(f"{s['namespace']}/{s['environment']}" for s in each["scopes"]),
-            "revoked" if each["revoked_at"] else show.clock(each["expires_at"] or "") or "valid",
-        )
-        for each in found
-    ]
-    show.table(("id", "kind", "name", "scopes", "until"), rows, empty="there are no tokens")
-
-
-@token.command("revoke")
-@speaking
-def token_revoke(identity: Annotated[str, typer.Argument(help="Its id, tok_…")]) -> None:
-    """Revoke a token: connections that use it are closed within a second."""
-    told = surroundings().api().call("DELETE", f"/v1/tokens/{identity}").json()
-    if surroundings().json:
-        show.as_json(told)
-    else:
-        show.out.print(f"✓ {identity} is revoked")
+        answer = session.api.write("POST", f"/v1/namespaces/{namespace}/environments", json={"name": environment})
+    session.tell(answer, lambda: show.done(f"created {target}"))

@@ -1,51 +1,92 @@
-"""One sample client process: an application that runs on its configuration and says on standard output what it runs on.
+"""One sample application, as a process of its own: ``python -m heliograph.demo.client``.
 
-python -m heliograph.demo.client URL INDEX CACHE        (the token in HELIOGRAPH_TOKEN)
+The first line of its standard input is its `Order` (a token does not belong on a command line); when the input ends, so does the client. Each
+version that it runs on is one line of JSON on its standard output.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from heliograph.client import Heliograph, Update
-from heliograph.demo.sample import CLIENTS, CONFIG, ENVIRONMENT, NAMESPACE
+import msgspec
 
-
-def _say(number: int, value: Any) -> None:
-    print(json.dumps({"number": number, "value": value}), flush=True)  # noqa: T201  # it is what this process is for
+from heliograph.client import Heliograph, HeliographError, Update
 
 
-async def main(url: str, index: int, cache: Path) -> None:
-    me = CLIENTS[index]
-    stop = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+class Order(msgspec.Struct, frozen=True):
+    """``cache_dir``: for the disk copy and the instance id, so that a restarted demo has the same eight instances."""
+
+    url: str
+    token: str
+    namespace: str
+    environment: str
+    view: tuple[str, ...]
+    app: str
+    labels: dict[str, str]
+    cache_dir: str
+
+    def __repr__(self) -> str:
+        return f"<Order of {self.app}>"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What the client runs on. ``values``: the documents that this version changed for it; at the start, all of its view."""
+
+    instance: str
+    number: int
+    version: str
+    source: str
+    values: dict[str, object]
+
+
+def main() -> int:
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    try:
+        asyncio.run(_run(order))
+    except HeliographError as error:
+        print(f"{error.code}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+async def _run(order: Order) -> None:
     async with Heliograph(
-        url,
-        token=os.environ["HELIOGRAPH_TOKEN"],
-        namespace=NAMESPACE,
-        environment=ENVIRONMENT,
-        view=me.view,
-        app=me.app,
-        labels={**me.labels, "host": me.host},
-        cache_dir=cache / me.host,
-        start_timeout=30,
+        order.url,
+        token=order.token,
+        namespace=order.namespace,
+        environment=order.environment,
+        view=order.view,
+        app=order.app,
+        labels=order.labels,
+        cache_dir=Path(order.cache_dir),
     ) as client:
-        limits = client.config(CONFIG)
+        _tell(client, client.names())
 
         @client.on_version
-        def runs_on(update: Update) -> None:
-            _say(update.cursor.number, limits.get("/max_items"))
+        def _(update: Update) -> None:
+            _tell(client, update.changed)
 
-        _say(limits.version.number, limits.get("/max_items"))
-        await stop.wait()
+        await _end_of_input()
+
+
+def _tell(client: Heliograph, names: Iterable[str]) -> None:
+    status, cursor = client.status, client.cursor
+    assert cursor, "a client that has started runs on a version"
+    configs = (client.config(name) for name in sorted(names))
+    values = {config.name: config.copy() for config in configs if config.exists}
+    report = Report(status.instance or "", cursor.number, cursor.version, status.source, values)
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def _end_of_input() -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    sys.exit(main())

@@ -1,103 +1,161 @@
-"""The live view: the head, the eight clients, and for each publish the receipts as they come in."""
+"""The live view: the head, the eight clients with what they run, and for each publish the receipts as they come in."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from typing import Any
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from heliograph.cli.show import bar, short
-from heliograph.core.errors import HeliographError
-from heliograph.demo.cast import Actor
-from heliograph.demo.sample import CONFIG, ENVIRONMENT, NAMESPACE
-from heliograph.demo.shop import Shop
+from heliograph.cli import show
+from heliograph.core.errors import NotFound, Unavailable
+from heliograph.demo.author import Author
+from heliograph.demo.fleet import Fleet, Member
+from heliograph.demo.shop import LIMITS, NAMESPACE, SHOWN
 
-REFRESH_S = 0.1
-SHOWN = 5
+LOOK_S: Final = 0.05
+"""Between two looks at the ledger while receipts come in."""
+PATIENCE_S: Final = 15.0
+PUBLISHES: Final = 5
+VALUE_WIDTH: Final = 60
+
+
+@dataclass(slots=True)
+class Publish:
+    """One version as far as the ledger knows it. ``after_ms``: instance -> when it had applied it."""
+
+    number: int
+    version: dict[str, Any]
+    story: dict[str, Any] | None = None
+    after_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return self.story is not None and (self.story["state"] == "closed" or not self.story["missing"])
 
 
 class Screen:
-    def __init__(self, shop: Shop, actors: list[Actor], paste: str) -> None:
-        self._shop = shop
-        self._actors = actors
-        self._paste = paste
-        self._head: dict[str, Any] = {}
-        self._stories: OrderedDict[int, dict[str, Any]] = OrderedDict()
-        self._times: dict[str, dict[int, float]] = {}
+    def __init__(self, author: Author, fleet: Fleet) -> None:
+        self._author = author
+        self._fleet = fleet
+        self._publishes: list[Publish] = []
+        self._trouble = ""
+        self._moved = asyncio.Event()
 
-    async def run(self, console: Console, stop: asyncio.Event) -> None:
-        """Until Ctrl-C."""
-        console.print(self._paste, soft_wrap=True, highlight=False, markup=False)
-        with Live(self._view(), console=console, refresh_per_second=10, transient=False) as live:
-            while not stop.is_set():
-                try:
-                    await self._look()
-                except (HeliographError, OSError) as error:
-                    console.log(f"waiting for the services: {error}")
-                live.update(self._view())
-                try:
-                    await asyncio.wait_for(stop.wait(), REFRESH_S)
-                except TimeoutError:
-                    continue
+    # --- following --------------------------------------------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Looks at the head whenever a client reports one, and at its receipts until all are there."""
+        while True:
+            try:
+                await self._look()
+                self._trouble = ""
+            except Unavailable as error:
+                self._trouble = error.detail
+                await asyncio.sleep(1)
+            self._moved.set()
 
     async def _look(self) -> None:
-        self._head = await self._shop.head()
-        number = self._head["number"]
-        first = max(2, number - SHOWN + 1)
-        for each in range(first, number + 1):
-            known = self._stories.get(each)
-            if known is None or known["state"] == "open":
-                told = await self._shop.propagation(each)
-                if told:
-                    self._stories[each] = told
-        while len(self._stories) > SHOWN:
-            self._stories.popitem(last=False)
+        newest = max((each.number for each in self._fleet.members), default=0)
+        shown = self._publishes[0].number if self._publishes else 0
+        for number in range(max(shown, newest - PUBLISHES, 0) + 1, newest + 1):
+            self._publishes.insert(0, Publish(number, await self._author.version(SHOWN, number)))
+        del self._publishes[PUBLISHES:]
+        unfinished = [each for each in self._publishes if not each.complete]
+        for each in unfinished:
+            await self._ask(each)
+        try:
+            await asyncio.wait_for(self._fleet.changed(), LOOK_S if unfinished else PATIENCE_S)
+        except TimeoutError:
+            return
 
-    def _view(self) -> Group:
-        return Group(self._head_line(), self._clients(), self._publishes())
+    async def _ask(self, publish: Publish) -> None:
+        try:
+            publish.story = await self._author.propagation(SHOWN, publish.number)
+            receipts = await self._author.receipts(SHOWN, publish.number)
+        except NotFound:  # the ledger has not read it yet
+            return
+        since_us = publish.story["received_at_us"]
+        publish.after_ms = {name: max(0, each["applied_at_us"] - since_us) / 1000 for name, each in receipts.items()}
 
-    def _head_line(self) -> Text:
-        if not self._head:
+    async def draw(self, live: Live) -> None:
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            live.update(self.view(), refresh=True)
+
+    # --- drawing ----------------------------------------------------------------------------------------------------------------
+
+    def view(self) -> Group:
+        parts: list[Any] = [self._head(), self._clients(), self._receipts()]
+        if self._trouble:
+            parts.append(Text(f"  {self._trouble}", style="yellow"))
+        return Group(*parts)
+
+    def _head(self) -> Text:
+        if not self._publishes:
             return Text("…")
+        told = self._publishes[0].version
         return Text.assemble(
-            (f"{NAMESPACE}/{ENVIRONMENT}", "bold"),
+            (f"{NAMESPACE}/{SHOWN}", "bold"),
             " is at ",
-            (f"version {self._head['number']}", "bold green"),
-            f"  {short(self._head['version'])}   root {short(self._head['root'])}",
+            (f"version {told['number']}", "bold green"),
+            (
+                f"  {show.short(told['version'])}  {told['kind']} at {show.clock(told['at'])}  {told['message'] or ''}",
+                "bright_black",
+            ),
         )
 
     def _clients(self) -> Panel:
-        table = Table("client", "app", "view", "runs", "max_items", box=None, expand=True, header_style="dim")
-        for actor in self._actors:
-            current = actor.number == self._head.get("number")
-            ended = actor.child.returncode is not None
-            table.add_row(
-                actor.sample.host,
-                actor.sample.app,
-                ", ".join(actor.sample.view) if actor.sample.view != ("",) else "everything",
-                Text(
-                    "ended" if ended else f"version {actor.number or '…'}",
-                    style="red" if ended else "green" if current else "yellow",
-                ),
-                Text(str(actor.value if actor.value is not None else ""), style="bold"),
-            )
-        return Panel(table, title=f"eight clients, and {CONFIG} as they see it", border_style="dim", title_align="left")
-
-    def _publishes(self) -> Panel:
-        lines = []
-        for number, told in reversed(self._stories.items()):
-            times = told["times_ms"]["applied"]
-            ms = f"   p50 {times['p50']:.1f} ms, p99 {times['p99']:.1f} ms" if times["count"] else ""
-            lines.append(Text.assemble((f"version {number:<5}", "bold"), bar(told, width=24), (ms, "cyan")))
-        return Panel(
-            Group(*lines) if lines else Text("nothing was published yet", style="dim"),
-            title="receipts",
-            border_style="dim",
-            title_align="left",
+        table = Table(
+            "client", "app", "region", "sdk", "runs", "after", "last change", box=None, expand=True, header_style="bright_black"
         )
+        head = self._publishes[0] if self._publishes else None
+        for each in self._fleet.members:
+            table.add_row(*self._client(each, head))
+        return Panel(table, title="eight client processes", title_align="left", border_style="bright_black")
+
+    def _client(self, member: Member, head: Publish | None) -> Iterator[Text]:
+        """A row."""
+        current = head is not None and member.number == head.number
+        style = "red" if member.gone else "green" if current else "yellow"
+        after = head.after_ms.get(member.instance) if head else None
+        yield Text(member.sample.host)
+        yield from (Text(each, style="bright_black") for each in (member.sample.app, member.sample.region, member.sample.sdk))
+        yield Text("ended" if member.gone else f"version {member.number}" if member.number else "starting", style=style)
+        yield Text("" if after is None else show.ms(after), style="cyan")
+        name = member.latest or LIMITS
+        value = json.dumps(member.values[name], separators=(",", ":")) if name in member.values else ""
+        yield Text(f"{name} {value}"[:VALUE_WIDTH], style="bold" if current else "", no_wrap=True)
+
+    def _receipts(self) -> Panel:
+        lines = [Text.assemble((f"version {each.number:<4}", "bold"), *_progress(each)) for each in self._publishes]
+        content = Group(*lines) if lines else Text("nothing was published yet", style="bright_black")
+        return Panel(content, title="receipts", title_align="left", border_style="bright_black")
+
+
+def _progress(publish: Publish) -> Iterator[Text | tuple[str, str]]:
+    if publish.story is None:
+        yield "  …", "bright_black"
+        return
+    yield show.bar(publish.story, width=24)
+    applied = publish.story["times_ms"]["applied"]
+    if applied["count"]:
+        yield f"   p50 {show.ms(applied['p50'])}  max {show.ms(applied['max'])}", "cyan"
+
+
+async def run(author: Author, fleet: Fleet, above: str) -> None:
+    """Until it is cancelled. ``above``: printed once, plainly, so that it can be copied."""
+    show.say(above)
+    screen = Screen(author, fleet)
+    with Live(screen.view(), console=show.out, auto_refresh=False) as live:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(screen.follow(), name="follow")
+            tasks.create_task(screen.draw(live), name="draw")

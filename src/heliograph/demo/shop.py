@@ -1,91 +1,80 @@
-"""The demo's calls to the API."""
+"""What the demo is made of: a namespace with three environments, three configs with their schemas, eight clients."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Final
 
-import httpx
+from heliograph.core.canonical import Json
 
-from heliograph.core.errors import HeliographError, NotFound, Unavailable
-from heliograph.demo.sample import CONFIG, CONFIGS, ENVIRONMENT, ENVIRONMENTS, NAMESPACE
+NAMESPACE: Final = "shop"
+ENVIRONMENTS: Final = ("dev", "staging", "production")
+SHOWN: Final = "production"
+LIMITS: Final = "checkout/limits"
+MAX_ITEMS: Final = 1000
 
-PATH = f"/v1/namespaces/{NAMESPACE}/environments"
-CREATED, CONFLICT = httpx.codes.CREATED, httpx.codes.CONFLICT
-
-
-class Shop:
-    """`http` asks the registry, `ledger` the ledger."""
-
-    def __init__(self, url: str, token: str) -> None:
-        self.url = url
-        self.http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=40, trust_env=False)
-        self._ledger = ""
-
-    async def close(self) -> None:
-        await self.http.aclose()
-
-    async def seed(self) -> None:
-        """What is there already stays as it is."""
-        self._ledger = (await self.http.get("/v1/endpoints")).json()["ledger"]
-        await self._create("/v1/namespaces", NAMESPACE)
-        for name in ENVIRONMENTS:
-            await self._create(PATH, name)
-            if (await self.head(name))["number"] == 1:
-                body = {"changes": CONFIGS, "message": "the first three configs"}
-                _good(await self.http.post(f"{PATH}/{name}/versions", json=body))
-
-    async def client_token(self) -> str:
-        body = {
-            "kind": "client",
-            "name": "demo clients",
-            "scopes": [{"namespace": NAMESPACE, "environment": ENVIRONMENT}],
-            "expires_in_s": 86400,
-        }
-        return str(_good(await self.http.post("/v1/tokens", json=body)).json()["token"])
-
-    async def head(self, environment: str = ENVIRONMENT) -> dict[str, Any]:
-        return dict(_good(await self.http.get(f"/v1/heads/{NAMESPACE}/{environment}")).json())
-
-    async def config(self) -> dict[str, Any]:
-        return dict(_good(await self.http.get(f"{PATH}/{ENVIRONMENT}/configs/{CONFIG}")).json())
-
-    async def put(self, document: Any, *, wait_s: float = 0) -> httpx.Response:
-        """Whatever the answer is: a refusal is part of the story."""
-        headers = {"Prefer": f"wait={wait_s:g}"} if wait_s else {}
-        return await self.http.put(f"{PATH}/{ENVIRONMENT}/configs/{CONFIG}?share=1", json=document, headers=headers)
-
-    async def roll_back(self, number: int, *, wait_s: float) -> dict[str, Any]:
-        headers = {"Prefer": f"wait={wait_s:g}"}
-        return dict(
-            _good(await self.http.post(f"{PATH}/{ENVIRONMENT}/rollback?share=1", json={"to": number}, headers=headers)).json()
-        )
-
-    async def propagation(self, number: int) -> dict[str, Any] | None:
-        try:
-            return dict(_good(await self.http.get(f"{self._ledger}/v1/propagations/{NAMESPACE}/{ENVIRONMENT}/{number}")).json())
-        except NotFound:
-            return None
-
-    async def receipts(self, number: int) -> list[dict[str, Any]]:
-        path = f"{self._ledger}/v1/propagations/{NAMESPACE}/{ENVIRONMENT}/{number}/receipts"
-        return list(_good(await self.http.get(path)).json()["items"])
-
-    async def instances(self) -> list[dict[str, Any]]:
-        found = _good(await self.http.get(f"{self._ledger}/v1/instances/{NAMESPACE}/{ENVIRONMENT}")).json()["items"]
-        return [each for each in found if each["connected"]]
-
-    async def _create(self, path: str, name: str) -> None:
-        answer = await self.http.post(path, json={"name": name})
-        if answer.status_code not in (CREATED, CONFLICT):
-            _good(answer)
+DOCUMENTS: Final[dict[str, dict[str, Json]]] = {
+    LIMITS: {"max_items": 20, "max_total": 5000, "currency": "EUR", "express": True},
+    "features": {"new_search": False, "one_click": True, "gift_cards": False},
+    "pricing": {"vat_percent": 20, "free_shipping_from": 49.9, "rounding": "half-up"},
+}
+SCHEMAS: Final[dict[str, dict[str, Json]]] = {
+    LIMITS: {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "required": ["max_items", "max_total", "currency"],
+        "additionalProperties": False,
+        "properties": {
+            "max_items": {"type": "integer", "minimum": 1, "maximum": MAX_ITEMS},
+            "max_total": {"type": "number", "exclusiveMinimum": 0, "maximum": 100_000},
+            "currency": {"enum": ["EUR", "USD", "GBP"]},
+            "express": {"type": "boolean"},
+        },
+    },
+    "features": {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "propertyNames": {"pattern": "^[a-z][a-z0-9_]*$"},
+        "additionalProperties": {"type": "boolean"},
+    },
+    "pricing": {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "required": ["vat_percent", "rounding"],
+        "additionalProperties": False,
+        "properties": {
+            "vat_percent": {"type": "number", "minimum": 0, "maximum": 100},
+            "free_shipping_from": {"type": "number", "minimum": 0},
+            "rounding": {"enum": ["half-up", "half-even"]},
+        },
+    },
+}
+BROKEN: Final[Json] = {"max_items": 0, "max_total": "a lot", "currency": "DOGE", "surprise": 1}
+"""Breaks the schema of `LIMITS` in four places."""
 
 
-def _good(answer: httpx.Response) -> httpx.Response:
-    if answer.is_success:
-        return answer
-    detail = answer.json().get("detail", "") if "json" in answer.headers.get("content-type", "") else ""
-    if answer.status_code == httpx.codes.NOT_FOUND:
-        raise NotFound(detail)
-    if answer.is_server_error:
-        raise Unavailable(detail or f"the service answered {answer.status_code}")
-    raise HeliographError(detail or f"the service answered {answer.status_code}")
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One client process: how it introduces itself, and what it subscribes to. All of them see `LIMITS`."""
+
+    host: str
+    app: str
+    region: str
+    sdk: str
+    view: tuple[str, ...]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"host": self.host, "region": self.region, "sdk": self.sdk}
+
+
+SAMPLES: Final = (
+    Sample("web-fra-1", "storefront", "eu-central", "python-asyncio", ("",)),
+    Sample("web-fra-2", "storefront", "eu-central", "python-asyncio", ("",)),
+    Sample("web-iad-1", "storefront", "us-east", "python-asyncio", ("",)),
+    Sample("pay-fra-1", "checkout", "eu-central", "python-bound", ("checkout/", "pricing")),
+    Sample("pay-iad-1", "checkout", "us-east", "python-bound", ("checkout/", "pricing")),
+    Sample("api-sin-1", "mobile-api", "ap-southeast", "python-asyncio", ("checkout/limits", "features")),
+    Sample("api-gru-1", "mobile-api", "sa-east", "python-asyncio", ("checkout/limits", "features")),
+    Sample("job-fra-1", "nightly-jobs", "eu-central", "python-batch", ("checkout/limits",)),
+)

@@ -1,102 +1,106 @@
-"""The story by itself, without a terminal: every step is checked, and the first one that fails ends it."""
+"""The whole story by itself, for machines and for people without a terminal: every step says what it saw and fails when something is missing."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Iterable
+from typing import Any, Final
 
-from rich.console import Console
+from heliograph.cli import show
+from heliograph.core.errors import Corrupt, SchemaViolation, TimedOut
+from heliograph.demo.author import Author
+from heliograph.demo.fleet import Fleet
+from heliograph.demo.shop import BROKEN, LIMITS, MAX_ITEMS, NAMESPACE, SHOWN
 
-from heliograph.core.errors import HeliographError
-from heliograph.demo.cast import Actor
-from heliograph.demo.sample import CONFIG, INVALID
-from heliograph.demo.shop import Shop
-
-DEADLINE_S = 60.0
+START_S: Final = 60.0
+STEP_S: Final = 20.0
+PLACE: Final = f"{NAMESPACE}/{SHOWN}"
 
 
-async def tell(shop: Shop, actors: list[Actor], say: Console) -> int:
-    """Exit status: 0 when everything happened as it should."""
+async def tell(author: Author, fleet: Fleet) -> None:
+    """Raises HeliographError when anything is not as promised."""
+    before = await _begin(author, fleet)
+    await _publish(author, fleet)
+    await _refuse(author, fleet)
+    await _roll_back(author, fleet, before)
+    show.say("\nthe end: everything was there")
+
+
+async def _begin(author: Author, fleet: Fleet) -> int:
+    started = time.monotonic()
+    number = int((await author.head(SHOWN))["number"])
+    await fleet.until(lambda member: member.number >= number, f"on version {number}", START_S)
+    took = time.monotonic() - started
+    show.say(f"{len(fleet.members)} clients run on version {number} of {PLACE} after {took:.1f} s:")
+    for each in fleet.members:
+        show.say(
+            f"  {each.sample.host:<10} {each.sample.app:<13} {each.sample.region:<13} view {', '.join(each.sample.view) or 'all'}"
+        )
+    return number
+
+
+async def _publish(author: Author, fleet: Fleet) -> None:
+    document = await author.document(SHOWN, LIMITS)
+    was = int(str(document["max_items"]))
+    document["max_items"] = was % MAX_ITEMS + 1
+    show.say(f"\npublish {PLACE}/{LIMITS}: max_items {was} -> {document['max_items']}")
+    answer = await author.publish(SHOWN, LIMITS, document, "Raise the limit")
+    await _all_have(author, fleet, answer)
+    _expect(all(each.values.get(LIMITS) == document for each in fleet.members), "every client reads the new value")
+
+
+async def _refuse(author: Author, fleet: Fleet) -> None:
+    show.say(f"\npublish an invalid {LIMITS}")
+    at = int((await author.head(SHOWN))["number"])
     try:
-        await _tell(shop, actors, say)
-    except (HeliographError, AssertionError, TimeoutError) as error:
-        say.print(f"[red bold]✗[/] {error or type(error).__name__}")
-        return 1
-    say.print("[green bold]✓[/] the whole story, as it should be")
-    return 0
+        await author.publish(SHOWN, LIMITS, BROKEN, "Break it")
+    except SchemaViolation as refusal:
+        show.say(f"  refused: {refusal.detail}")
+        for fault in refusal.faults:
+            show.say(f"  {fault.pointer or '(whole)':<12} {fault.rule:<22} {fault.message}")
+        _expect(len(refusal.faults) >= 4, "every fault is listed")  # what `BROKEN` breaks
+    else:
+        raise Corrupt("an invalid document was published")
+    _expect(int((await author.head(SHOWN))["number"]) == at, "the head has not moved")
+    _expect(all(each.number == at for each in fleet.members), "no client has moved")
+    show.say(f"  nothing moved: head and clients are at version {at}")
 
 
-async def _tell(shop: Shop, actors: list[Actor], say: Console) -> None:
-    await _until(lambda: all(actor.number for actor in actors), actors, "all eight clients run")
-    await _connected(shop, len(actors))
-    before = await shop.head()
-    say.print(f"eight clients run on version {before['number']}")
-
-    document = await shop.config()
-    new = document["max_items"] % 1000 + 1
-    answer = await shop.put({**document, "max_items": new}, wait_s=20)
-    _require(answer.status_code == 201, f"the publish was answered {answer.status_code}")
-    published = answer.json()
-    await _arrived(shop, actors, published["number"], new)
-    say.print(f"published version {published['number']}: {CONFIG} max_items {document['max_items']} → {new}; all eight show it")
-    await _print_receipts(shop, published, say)
-
-    refused = await shop.put(INVALID)
-    faults = refused.json().get("faults", [])
-    _require(refused.status_code == 422 and len(faults) >= 4, "an invalid document was not refused with all its faults")
-    _require((await shop.head())["number"] == published["number"], "an invalid document moved the head")
-    say.print("an invalid document is refused, and nothing moves:")
-    for fault in faults:
-        say.print(f"  {fault['pointer'] or '(the whole)':16}{fault['rule']:22}{fault['message']}", markup=False)
-
-    back = await shop.roll_back(before["number"], wait_s=20)
-    await _arrived(shop, actors, back["number"], document["max_items"])
-    _require(back["root"] == before["root"], "the rollback's root is not the old one")
-    say.print(f"rolled back to version {before['number']} as version {back['number']}, with the same root; all eight show it")
-    await _print_receipts(shop, back, say)
+async def _roll_back(author: Author, fleet: Fleet, to: int) -> None:
+    show.say(f"\nroll {PLACE} back to version {to}")
+    answer = await author.roll_back(SHOWN, to)
+    _expect(answer["root"] == (await author.version(SHOWN, to))["root"], "a rollback has the old root")
+    await _all_have(author, fleet, answer)
 
 
-async def _arrived(shop: Shop, actors: list[Actor], number: int, value: Any) -> None:
-    await _until(
-        lambda: all(a.number >= number and a.value == value for a in actors), actors, f"all clients show version {number}"
-    )
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            told = await shop.propagation(number)
-            if told and told["applied"] + told["unaffected"] == len(actors) and told["missing"] == 0:
-                return
-            await asyncio.sleep(0.1)
+async def _all_have(author: Author, fleet: Fleet, answer: dict[str, Any]) -> None:
+    """The ledger has a receipt of every client, and every client says so itself."""
+    number = int(answer["number"])
+    problem = answer["wait"].get("problem")
+    if problem:
+        raise TimedOut(f"the propagation of version {number} is not known: {problem}")
+    await fleet.until(lambda member: member.number == number, f"on version {number}", STEP_S)
+    receipts = await author.receipts(SHOWN, number)
+    for line in _told(answer, receipts, fleet):
+        show.say(line)
+    _expect(answer["wait"]["reached"], "every instance applied it in time")
+    missing = [each.sample.host for each in fleet.members if receipts.get(each.instance, {}).get("state") != "applied"]
+    _expect(not missing, f"a receipt from {', '.join(missing)}")
 
 
-async def _print_receipts(shop: Shop, version: dict[str, Any], say: Console) -> None:
-    told = await shop.propagation(version["number"])
-    assert told
-    names = {each["instance"]: each["fingerprint"]["labels"].get("host", "") for each in await shop.instances()}
-    for each in await shop.receipts(version["number"]):
-        after = (each["applied_at_us"] - told["received_at_us"]) / 1000
-        say.print(f"  {names.get(each['instance'], each['instance']):14}{each['state']:12}{after:7.1f} ms", markup=False)
-    times = told["times_ms"]["applied"]
-    say.print(f"  applied: p50 {times['p50']:.1f} ms, p95 {times['p95']:.1f} ms, p99 {times['p99']:.1f} ms", markup=False)
+def _told(answer: dict[str, Any], receipts: dict[str, dict[str, Any]], fleet: Fleet) -> Iterable[str]:
+    story = answer["propagation"]
+    times, applied = story["times_ms"], story["times_ms"]["applied"]
+    yield f"  version {answer['number']} {answer['version'][:19]}… {answer['kind']}"
+    yield f"  {story['applied']} of {story['instances']} applied, {story['rejected']} rejected, {story['missing']} missing"
+    yield f"  p50 {show.ms(applied['p50'])}  p95 {show.ms(applied['p95'])}  p99 {show.ms(applied['p99'])}  max {show.ms(applied['max'])}"
+    yield f"  committed {show.ms(times['commit'])}, read from the log {show.ms(times['log'])}, sent to all {show.ms(times['fan_out'])}"
+    for each in fleet.members:
+        receipt = receipts.get(each.instance)
+        took = show.ms((receipt["applied_at_us"] - story["received_at_us"]) / 1000) if receipt else "no receipt"
+        yield f"    {each.sample.host:<10} {receipt['state'] if receipt else '-':<10} {took:>10}"
 
 
-async def _connected(shop: Shop, count: int) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while len(await shop.instances()) < count:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-
-
-async def _until(reached: Callable[[], bool], actors: list[Actor], what: str) -> None:
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not reached():
-                ended = [actor.sample.host for actor in actors if actor.child.returncode is not None]
-                _require(not ended, f"these clients ended: {', '.join(ended)}")
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}") from None
-
-
-def _require(holds: object, otherwise: str) -> None:
+def _expect(holds: object, what: str) -> None:
     if not holds:
-        raise AssertionError(otherwise)
+        raise Corrupt(f"missing: {what}")

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from enum import IntEnum
 from typing import Protocol, TypeVar
 
@@ -36,7 +36,7 @@ class ServeWith(Protocol[S_contra]):
     def __call__(self, settings: S_contra, *, ready: asyncio.Event, stop: asyncio.Event) -> Awaitable[None]: ...
 
 
-def run(name: str, make_settings: type[S], serve: ServeWith[S]) -> int:
+def run(name: str, make_settings: Callable[[], S], serve: ServeWith[S]) -> int:
     """Runs a service until SIGTERM or SIGINT (a second signal ends at once). Returns the exit code; never a traceback for expected errors."""
     try:
         settings = make_settings()

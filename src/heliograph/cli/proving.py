@@ -1,0 +1,250 @@
+"""Commands that prove: receipts, instances, drift, verify, trust, health."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.text import Text
+
+from heliograph.cli import show
+from heliograph.cli.exits import Exit
+from heliograph.cli.options import ENVIRONMENT, TRUST, seconds
+from heliograph.cli.session import Session
+from heliograph.cli.target import Target
+from heliograph.core import names
+from heliograph.core.errors import HeliographError, InvalidRequest
+
+LOOK_S: Final = 0.15
+SAVED: Final = ("trust.json", "history.ndjson", "bundle.json")
+
+
+# --- receipts ---------------------------------------------------------------------------------------------------------------------
+
+
+def receipts(
+    session: Session,
+    target: ENVIRONMENT,
+    version: Annotated[str | None, typer.Argument(help="Its number; the head, if not given.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Do not wait for those who have not answered.")] = False,
+    timeout: Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long to wait for them.")] = "60s",
+    every: Annotated[bool, typer.Option("--all", help="List each receipt.")] = False,
+) -> None:
+    """Show who has applied a version, who refused it and why, and how long it took."""
+    where, number = Target.version_of(target, version)
+    which = int(number) if number and number.isdigit() else session.api.get(where.of("heads"))["number"]
+    path = f"{where.of('propagations')}/{which}"
+    told = session.api.ledger(path)
+    if not once and show.out.is_terminal and not session.as_json:
+        told = _followed(lambda: session.api.ledger(path), told, seconds(timeout))
+    if every:
+        told |= {"receipts": list(session.api.pages(f"{path}/receipts", of_ledger=True))}
+    session.tell(told, lambda: _show_receipts(told))
+
+
+def _followed(look: Callable[[], Any], told: Any, timeout_s: float) -> Any:
+    """The story when all have answered, or the time is over; until then a bar that fills."""
+    from rich.live import Live  # noqa: PLC0415
+
+    deadline = time.monotonic() + timeout_s
+    with Live(show.bar(told), console=show.out, refresh_per_second=10, transient=True) as live:
+        while told["missing"] and told["state"] == "open" and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            told = look()
+            live.update(Text("\n").join([show.bar(told), *show.times(told)]))
+    return told
+
+
+def _show_receipts(told: dict[str, Any]) -> None:
+    where = f"{told['namespace']}/{told['environment']}"
+    show.out.print(Text.assemble((f"version {told['number']}", "bold"), f" of {where}, {told['state']}"))
+    show.propagation(told)
+    if "receipts" in told:
+        rows = (_receipt(each, told["received_at_us"]) for each in told["receipts"])
+        show.table(("instance", "state", "after", "node", "reason"), rows, empty="no receipts")
+
+
+def _receipt(told: dict[str, Any], since_us: int) -> tuple[Any, ...]:
+    state = Text(told["state"], style=show.STATES[told["state"]])
+    after = show.ms(max(0, told["applied_at_us"] - since_us) / 1000)
+    return told["instance"], state, after, told["node"], told["reason"] or ""
+
+
+# --- who runs what ----------------------------------------------------------------------------------------------------------------
+
+
+def instances(session: Session, target: ENVIRONMENT) -> None:
+    """Show the clients of an environment: who they are and what they run."""
+    found = list(session.api.pages(Target.environment_of(target).of("instances"), of_ledger=True))
+    columns = ("instance", "app", "host", "labels", "sdk", "region", "", "runs")
+    session.tell(found, lambda: show.table(columns, map(_instance, found), empty="nobody is connected"))
+
+
+def _instance(told: dict[str, Any]) -> tuple[Any, ...]:
+    said = told["fingerprint"]
+    state = (
+        ("connected", "green") if told["connected"] else ("unknown", "yellow") if told["unknown"] else ("gone", "bright_black")
+    )
+    labels = " ".join(f"{key}={value}" for key, value in sorted(said.get("labels", {}).items()))
+    sdk = f"{said['sdk']} {said['sdk_version']}"
+    return _short(told), said.get("app", ""), said.get("host", ""), labels, sdk, told["region"], Text(*state), _runs(told)
+
+
+def drift(session: Session, target: ENVIRONMENT) -> None:
+    """Show who has run something else than the head for longer than the grace period, and why."""
+    found = list(session.api.pages(Target.environment_of(target).of("drift"), of_ledger=True))
+    columns = ("instance", "app", "host", "runs", "should run", "for", "cause", "reason")
+    session.tell(found, lambda: show.table(columns, map(_drifting, found), empty="no drift: everybody runs the head"))
+
+
+def _drifting(told: dict[str, Any]) -> tuple[Any, ...]:
+    said = told["fingerprint"]
+    return (
+        _short(told),
+        said.get("app", ""),
+        said.get("host", ""),
+        _runs(told),
+        told["desired"]["number"],
+        f"{told['age_s']:.0f} s",
+        told["cause"],
+        told["reason"] or "",
+    )
+
+
+def _short(told: dict[str, Any]) -> str:
+    return str(told["instance"])[-12:]
+
+
+def _runs(told: dict[str, Any]) -> str:
+    return str(told["runs"]["number"]) if told["runs"] else "-"
+
+
+# --- without trust in the server --------------------------------------------------------------------------------------------------
+
+
+def verify(
+    session: Session,
+    what: Annotated[
+        str,
+        typer.Argument(help="A history (NDJSON) or a bundle (JSON) as a file; namespace/environment with --from-server."),
+    ],
+    trust: TRUST = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root", exists=True, help="The trust root, as GET /v1/trust gives it; trust.json beside the file by default."
+        ),
+    ] = None,
+    view: Annotated[
+        list[str] | None, typer.Option("--view", help="What the bundle was asked for with; everything by default.")
+    ] = None,
+    from_server: Annotated[
+        bool, typer.Option("--from-server", help="Download trust root, history and bundle, then check.")
+    ] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Keep what was downloaded in this folder, for checking offline.")
+    ] = None,
+) -> None:
+    """Check signatures, digests, descent, and that nothing was withheld, without trusting the server."""
+    wanted = names.view(view or [""])
+    if from_server:
+        told = _verify_server(session, Target.environment_of(what), trust, wanted, save)
+    else:
+        told = _verify_file(session, Path(what), trust, root, wanted)
+    session.tell(told, lambda: show.done("; ".join(f"{key} {value}" for key, value in told.items())))
+
+
+def _verify_server(session: Session, where: Target, trust: str | None, view: names.View, save: Path | None) -> dict[str, Any]:
+    from heliograph.cli import verify as checks  # noqa: PLC0415
+    from heliograph.cli.trusting import trusted  # noqa: PLC0415
+
+    api = session.api
+    bundle = api.bundle(where.of("bundles"), view)
+    history = api.call("GET", f"{where.path}/history").content
+    if save:
+        _save(save, (api.call("GET", "/v1/trust").content, history, bundle))
+    trust_root = trusted(session, trust)
+    replica = checks.check_bundle(bundle, trust_root, view)
+    assert replica.head, "a checked bundle has a head"
+    every = checks.check_history(history, trust_root)
+    checks.check_head(replica.head, every)  # what was committed since the bundle is checked all the same
+    return {"versions": len(every), "head": replica.head.number, "configs": len(replica.texts), "root": replica.head.root}
+
+
+def _verify_file(session: Session, path: Path, trust: str | None, root: Path | None, view: names.View) -> dict[str, Any]:
+    from heliograph.cli import verify as checks  # noqa: PLC0415
+    from heliograph.cli.trusting import read, trusted  # noqa: PLC0415
+
+    root = root or path.with_name(SAVED[0])
+    if not root.exists():
+        raise InvalidRequest(
+            "offline, the trust root is needed too: --root FILE, saved from GET /v1/trust or by --from-server --save"
+        )
+    trust_root, body = trusted(session, trust, root=root), read(path)
+    if checks.is_history(body):
+        last = checks.check_history(body, trust_root)[-1]
+        return {"versions": last.version.number, "last": last.identity, "root": last.version.root}
+    replica = checks.check_bundle(body, trust_root, view)
+    assert replica.head, "a checked bundle has a head"
+    return {"version": replica.head.number, "configs": len(replica.texts), "root": replica.head.root}
+
+
+def _save(folder: Path, bodies: tuple[bytes, bytes, bytes]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, body in zip(SAVED, bodies, strict=True):
+            (folder / name).write_bytes(body)
+    except OSError as error:
+        raise InvalidRequest(f"{folder} cannot be written: {error.strerror}") from None
+
+
+def trust(session: Session) -> None:
+    """Show the server's trust root: its anchor, for --trust, and its keys. Compare the anchor with what your operator says."""
+    from heliograph.cli.trusting import server_root  # noqa: PLC0415
+
+    root, anchor = server_root(session)
+    told = {"anchor": anchor, "number": root.number, "expires_at": root.expires_at, "keys": sorted(root.keys)}
+    rows = [(key, ", ".join(value) if isinstance(value, list) else value) for key, value in told.items()]
+    session.tell(told, lambda: show.facts(rows))
+
+
+# --- the services -----------------------------------------------------------------------------------------------------------------
+
+
+def health(
+    session: Session,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="URL", help="Ask this service too: a relay, another node. May be repeated."),
+    ] = None,
+) -> None:
+    """Ask every service whether it is ready."""
+    found = {"registry": _readiness(session, lambda: session.api.url)}
+    found["sync"] = _readiness(session, lambda: session.api.endpoints.bundles)
+    found["ledger"] = _readiness(session, lambda: session.api.endpoints.ledger)
+    for url in also or ():
+        found[url] = _readiness(session, partial(url.rstrip, "/"))
+    session.tell(found, lambda: _show_health(found))
+    if any(told["status"] != "ready" for told in found.values()):
+        raise typer.Exit(Exit.UNAVAILABLE)
+
+
+def _readiness(session: Session, address: Callable[[], str]) -> dict[str, Any]:
+    try:
+        return session.api.readiness(address())
+    except HeliographError as error:
+        return {"status": "unreachable", "detail": error.detail}
+
+
+def _show_health(found: dict[str, dict[str, Any]]) -> None:
+    width = max(map(len, found))
+    for name, told in found.items():
+        good = told["status"] == "ready"
+        missing = told.get("missing", {})
+        reasons = told.get("detail") or ", ".join(f"{key}: {value}" for key, value in missing.items())
+        mark = ("✓ ", "green") if good else ("✗ ", "red")
+        show.out.print(Text.assemble(mark, f"{name:{width}}  {told['status']}  {reasons}"))
