@@ -208,15 +208,7 @@ class EmbeddedPostgres:
             "--locale=C",
             "--no-instructions",
         ]
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [binaries / "initdb", *arguments],
-            capture_output=True,
-            check=False,
-            timeout=START_S,
-            cwd="/",
-            **self._identity.arguments,
-        )
+        done = await asyncio.to_thread(self._run, [str(binaries / "initdb"), *arguments])
         if done.returncode != 0:
             raise Corrupt(f"PostgreSQL could not be set up in {self.folder}: {done.stderr.decode(errors='replace')[-500:]}")
 
@@ -231,6 +223,11 @@ class EmbeddedPostgres:
                 return await asyncio.to_thread(self._may_retry)
             await asyncio.sleep(0.01)
         return True
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(  # noqa: S603  # the package's own program on our own folders
+            command, capture_output=True, check=False, timeout=START_S, cwd="/", **self._identity.arguments
+        )
 
     def _launch(self, command: list[Path | str]) -> subprocess.Popen[bytes]:
         with (self.folder / "server.log").open("ab") as output:

@@ -243,7 +243,7 @@ class _Listener(WSListener):
 
     def _said_goodbye(self, transport: WSTransport, frame: WSFrame) -> None:
         self.open = False
-        code: int = frame.get_close_code()
+        code = cast("int", frame.get_close_code())
         echoed = code if 1000 <= code <= 4999 and code not in _NEVER_SENT else 1000
         transport.send_close(cast("WSCloseCode", echoed), b"")
         transport.disconnect()
