@@ -6,31 +6,42 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Final, TypeVar
 
 import httpx
 import msgspec
 
 from heliograph.access.principal import Principal
 from heliograph.core import token
-from heliograph.core.errors import Unauthenticated, Unavailable
+from heliograph.core.errors import Overloaded, Unauthenticated, Unavailable
 
-FRESH_S = 30.0
-REFUSED_S = 5.0  # an unknown token may be a new one
-MAX_REMEMBERED = 50_000
-TIMEOUT_S = 5.0
+T = TypeVar("T")
+FRESH_S: Final = 30.0
+REFUSED_S: Final = 5.0  # an unknown token may be a new one
+MAX_KNOWN: Final = 50_000
+MAX_REFUSED: Final = 10_000
+MAX_ASKED_AT_ONCE: Final = 32
+MAX_WAITING: Final = 2_000
+"""Questions that may wait for their turn: more new tokens than this at once are an attack, or a fleet that had better come back spread out."""
+TIMEOUT_S: Final = 5.0
 
 
 class Introspector:
-    """Implements `Authenticator`. A token's checksum is tested before anybody is asked, many who ask about one token ask once, and what is
-    remembered is bounded: made-up tokens cost neither memory nor the registry's time. The registry answers 404 for an unknown one."""
+    """Implements `Authenticator`. Made-up tokens cost neither memory nor the registry's time: a checksum is tested before anybody is asked, many who
+    ask about one token ask once, only so many questions are open at a time, and what is refused is remembered apart, so that it cannot push out what
+    is good."""
 
     def __init__(self, registry_url: str, service_token: str, *, client: httpx.AsyncClient | None = None) -> None:
         self._http = client or httpx.AsyncClient(base_url=registry_url, timeout=TIMEOUT_S)
         self._headers = {"Authorization": f"Bearer {service_token}"}
-        self._known: OrderedDict[bytes, tuple[float, Principal | None]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
+        self._turns = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
+        self._revocations = 0
 
     async def principal(self, text: str) -> Principal:
+        """Raises Unauthenticated, Unavailable, Overloaded."""
         token.parse(text)
         found = await self._find(token.sha256(text))
         if found is None or (found.expires_at_us is not None and found.expires_at_us <= time.time() * 1e6):
@@ -38,39 +49,67 @@ class Introspector:
         return found
 
     def forget(self, ids: Iterable[str]) -> None:
-        """Revoked: ask again next time."""
+        """Revoked: ask again next time. An answer that is on its way now is not remembered."""
+        self._revocations += 1
         gone = set(ids)
-        for key in [key for key, (_, principal) in self._known.items() if principal and principal.id in gone]:
+        for key in [key for key, (_, principal) in self._known.items() if principal.id in gone]:
             del self._known[key]
 
     async def close(self) -> None:
+        for task in list(self._asking.values()):
+            task.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
         await self._http.aclose()
 
     async def _find(self, sha256: bytes) -> Principal | None:
+        now = time.monotonic()
         known = self._known.get(sha256)
-        if known and known[0] > time.monotonic():
+        if known and known[0] > now:
             return known[1]
+        if self._refused.get(sha256, 0) > now:
+            return None
         asking = self._asking.get(sha256)
         if asking is None:
-            asking = self._asking[sha256] = asyncio.create_task(self._ask(sha256))
-            asking.add_done_callback(lambda _: self._asking.pop(sha256, None))
-        return await asyncio.shield(asking)
+            asking = self._begin(sha256)
+        return await asyncio.shield(asking)  # whoever goes away takes no answer from the others
+
+    def _begin(self, sha256: bytes) -> asyncio.Task[Principal | None]:
+        if len(self._asking) >= MAX_WAITING:
+            raise Overloaded("too many new tokens at once; come back in a moment", retry_after=2)
+        asking = self._asking[sha256] = asyncio.create_task(self._ask(sha256), name="introspection")
+        asking.add_done_callback(lambda done: self._ended(sha256, done))
+        return asking
+
+    def _ended(self, sha256: bytes, done: asyncio.Task[Principal | None]) -> None:
+        self._asking.pop(sha256, None)
+        if not done.cancelled():
+            done.exception()  # told to those who wait; when all have gone, nobody misses it
 
     async def _ask(self, sha256: bytes) -> Principal | None:
+        async with self._turns:
+            revocations = self._revocations
+            found = await self._answer(sha256)
+        if found is None:
+            _remember(self._refused, sha256, time.monotonic() + REFUSED_S, MAX_REFUSED)
+        elif revocations == self._revocations:
+            _remember(self._known, sha256, (time.monotonic() + FRESH_S, found), MAX_KNOWN)
+        return found
+
+    async def _answer(self, sha256: bytes) -> Principal | None:
+        """404 is the registry's word for unknown, expired or revoked."""
         try:
             answer = await self._http.post("/v1/internal/introspect", json={"sha256": sha256.hex()}, headers=self._headers)
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"tokens cannot be checked now: the registry is not reachable ({type(error).__name__})", retry_after=1
             ) from None
-        if answer.status_code not in (200, 404):
+        if answer.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
             raise Unavailable(f"tokens cannot be checked now: the registry answered {answer.status_code}", retry_after=1)
-        found = msgspec.json.decode(answer.content, type=Principal) if answer.status_code == 200 else None
-        self._remember(sha256, found)
-        return found
+        return msgspec.json.decode(answer.content, type=Principal) if answer.status_code == httpx.codes.OK else None
 
-    def _remember(self, sha256: bytes, found: Principal | None) -> None:
-        self._known[sha256] = (time.monotonic() + (FRESH_S if found else REFUSED_S), found)
-        self._known.move_to_end(sha256)
-        while len(self._known) > MAX_REMEMBERED:
-            self._known.popitem(last=False)
+
+def _remember(cache: OrderedDict[bytes, T], key: bytes, value: T, most: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > most:
+        cache.popitem(last=False)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from heliograph.access.principal import Principal, Scope
 from heliograph.core import token
 from heliograph.core.digest import Digest
-from heliograph.core.errors import InvalidRequest, NotFound, Unauthenticated
+from heliograph.core.errors import InvalidRequest, NotFound, Unauthenticated, Unavailable
 from heliograph.core.token import TokenKind
 from heliograph.keys.local import write_private
 from heliograph.runtime.postgres import Connection, Pool, translating
 
-MAX_NAME = 100
-MAX_SCOPES = 100
+MAX_NAME: Final = 100
+MAX_SCOPES: Final = 100
+NOTED: Final = timedelta(hours=1)
+"""How exactly a token's last use is kept."""
+FIRST: Final[tuple[TokenKind, ...]] = ("admin", "service")
 
 
 class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,9 +38,10 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
 
 
-_COLUMNS = "id, kind, name, scopes, created_by, created_at, expires_at, revoked_at"
+_COLUMNS: Final = "id, kind, name, scopes, created_by, created_at, expires_at, revoked_at, last_used_at"
 
 
 def draw(kind: TokenKind, anchor: Digest | None) -> str:
@@ -64,6 +69,8 @@ class TokenStore:
         now = datetime.now(UTC)
         if record is None or record.revoked_at is not None or (record.expires_at is not None and record.expires_at <= now):
             raise Unauthenticated("the token is unknown, expired or revoked")
+        if record.last_used_at is None or record.last_used_at < now - NOTED:
+            await self._note_use(record.id)
         return Principal(
             id=record.id,
             kind=record.kind,  # type: ignore[arg-type]  # the table's check lists the kinds
@@ -71,6 +78,15 @@ class TokenStore:
             scopes=record.scopes,
             expires_at_us=int(record.expires_at.timestamp() * 1e6) if record.expires_at else None,
         )
+
+    async def _note_use(self, identity: str) -> None:
+        """Of many at once, one writes. A database that only reads must not keep anybody out."""
+        with contextlib.suppress(Unavailable), translating():
+            await self._pool.execute(
+                "update access.token set last_used_at = now() where id = $1 and coalesce(last_used_at < now() - $2::interval, true)",
+                identity,
+                NOTED,
+            )
 
     async def create(
         self,
@@ -110,28 +126,32 @@ class TokenStore:
             )
         return [_record(row) for row in rows]
 
-    async def revoke(self, connection: Connection, number: str, *, by: str) -> TokenRecord:
+    async def revoke(self, connection: Connection, identity: str, *, by: str) -> TokenRecord:
         """In the caller's transaction, which also tells the others. Idempotent. Raises NotFound."""
         row = await connection.fetchrow(
             f"""update access.token set revoked_at = coalesce(revoked_at, now()), revoked_by = coalesce(revoked_by, $2) where id = $1
                 returning {_COLUMNS}""",
-            number,
+            identity,
             by,
         )
         if row is None:
-            raise NotFound(f"no token {number}")
+            raise NotFound(f"no token {identity}")
         return _record(row)
 
     async def bootstrap(self, folder: Path) -> bool:
-        """At the very first start: an admin and a service token into files of mode 0600. Whether this was the first start."""
+        """At the very first start: an admin and a service token into files of mode 0600. Whether this was the first start.
+
+        The files are on disk before the rows are committed, so no crash leaves a token that nobody has; of two that start at once, one makes them.
+        """
         with translating():
-            if await self._pool.fetchval("select exists (select from access.token)"):
-                return False
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
-        kinds: tuple[TokenKind, ...] = ("admin", "service")
-        for kind in kinds:
-            _, text = await self.create(kind, f"first {kind}", (Scope(),), by=None)
-            await asyncio.to_thread(write_private, folder / f"{kind}.token", text.encode() + b"\n")
+            async with self._pool.acquire() as connection, connection.transaction():
+                await connection.execute("select pg_advisory_xact_lock(hashtext('heliograph first tokens'))")
+                if await connection.fetchval("select exists (select from access.token)"):
+                    return False
+                await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+                for kind in FIRST:
+                    _, text = await self.create(kind, f"first {kind}", (Scope(),), by=None, within=connection)  # type: ignore[arg-type]  # a proxy
+                    await asyncio.to_thread(write_private, folder / f"{kind}.token", text.encode() + b"\n")
         return True
 
 

@@ -66,13 +66,16 @@ def _show_once(made: dict[str, Any]) -> None:
 def list_(session: Session) -> None:
     """Show the tokens within your scopes; never their texts."""
     found = list(session.api.pages("/v1/tokens"))
-    session.tell(found, lambda: show.table(("id", "kind", "name", "scopes", "until"), map(_row, found), empty="no tokens"))
+    session.tell(
+        found, lambda: show.table(("id", "kind", "name", "scopes", "last used", "until"), map(_row, found), empty="no tokens")
+    )
 
 
 def _row(told: dict[str, Any]) -> tuple[str, ...]:
     scopes = ", ".join(f"{each['namespace']}/{each['environment']}" for each in told["scopes"])
     until = "revoked" if told["revoked_at"] else show.clock(told["expires_at"] or "") or "valid"
-    return told["id"], told["kind"], told["name"], scopes, until
+    used = show.clock(told["last_used_at"] or "")[:13]
+    return told["id"], told["kind"], told["name"], scopes, f"{used} h" if used else "never", until
 
 
 def revoke(session: Session, identity: Annotated[str, typer.Argument(metavar="ID", help="Its id, tok_…")]) -> None:

@@ -58,13 +58,14 @@ class LocalKeys:
 
     @classmethod
     def open_or_create(cls, folder: Path, *, history_exists: bool, now_us: int) -> LocalKeys:
-        """Raises Corrupt when a history exists without its keys, InvalidRequest when a file's mode lets others read it. Blocks on files."""
+        """Raises Corrupt when a history exists without its keys, InvalidRequest when others may read them. Blocks on files."""
         if not (folder / STATEMENT).exists():
             if history_exists:
                 raise Corrupt(
                     f"there is a history but no keys in {folder}: restore them from the backup; clients would refuse new ones"
                 )
             _create(folder, now_us)
+        _refuse_open(folder, 0o700)
         statement = msgspec.json.decode((folder / STATEMENT).read_bytes(), type=Signed)
         root = msgspec.json.decode(statement.payload, type=Root)
         commit, head = (
@@ -96,12 +97,9 @@ def _statement(signers: dict[str, LocalSigner], now_us: int) -> Signed:
 
 
 def _open(path: Path, role: Role) -> LocalSigner:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        raise Corrupt(f"the key file {path} is missing: restore it from the backup; clients would refuse a new one") from None
-    if mode & 0o077:
-        raise InvalidRequest(f"{path} can be read by others (mode {mode:o}): chmod 600 it")
+    if not path.exists():
+        raise Corrupt(f"the key file {path} is missing: restore it from the backup; clients would refuse a new one")
+    _refuse_open(path, 0o600)
     key = load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, Ed25519PrivateKey):
         raise Corrupt(f"{path} is not an Ed25519 key")
@@ -109,6 +107,12 @@ def _open(path: Path, role: Role) -> LocalSigner:
     if signer.keyid not in role.keyids:
         raise Corrupt(f"{path} is not the key that the root statement names")
     return signer
+
+
+def _refuse_open(path: Path, wanted: int) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise InvalidRequest(f"{path} can be read by others (mode {mode:o}): chmod {wanted:o} it")
 
 
 def write_private(path: Path, content: bytes) -> None:

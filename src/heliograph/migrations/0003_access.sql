@@ -12,9 +12,10 @@ create table access.token (
   created_at timestamptz not null default now(),
   expires_at timestamptz,
   revoked_at timestamptz,
-  revoked_by text
+  revoked_by text,
+  last_used_at timestamptz  -- to the hour: it finds tokens that nobody uses, and must cost nothing
 );
 
 grant usage on schema access to heliograph_registry;
 grant select, insert on access.token to heliograph_registry;
-grant update (revoked_at, revoked_by) on access.token to heliograph_registry;
+grant update (revoked_at, revoked_by, last_used_at) on access.token to heliograph_registry;

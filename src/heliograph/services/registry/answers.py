@@ -170,7 +170,7 @@ class TokenScope(msgspec.Struct, frozen=True):
 
 
 class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """``token`` is told once, when it is made."""
+    """``token`` is told once, when it is made. ``last_used_at``: to the hour."""
 
     id: str
     kind: Literal["admin", "author", "client", "service"]
@@ -180,6 +180,7 @@ class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
     token: str | Left = msgspec.UNSET
 
 

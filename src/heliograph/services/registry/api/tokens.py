@@ -143,5 +143,6 @@ def _answer(record: TokenRecord, text: str | None = None) -> TokenAnswer:
         created_at=record.created_at,
         expires_at=record.expires_at,
         revoked_at=record.revoked_at,
+        last_used_at=record.last_used_at,
         token=text if text is not None else msgspec.UNSET,
     )
