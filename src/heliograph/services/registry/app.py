@@ -15,7 +15,7 @@ from heliograph.eventlog.wake import Bell
 from heliograph.keys.local import LocalKeys
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http import make_app, serve_http
-from heliograph.runtime.postgres import Pool, open_pool, translating
+from heliograph.runtime.postgres import Pool, open_pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.api.context import Context
 from heliograph.services.registry.api.routes import add_routes
@@ -41,6 +41,8 @@ log = structlog.get_logger()
 
 LARGE = {"/versions": MAX_VERSION_BODY}
 DATABASE_CHECK_S = 5.0
+WARM_CONNECTIONS = 3
+"""Kept open and prepared: a token's look-up, a commit and the bell at the same time."""
 
 
 async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
@@ -71,7 +73,7 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
                 tasks.create_task(bell.run(), name="registry bell"),
                 tasks.create_task(upkeep.run(), name="registry upkeep"),
                 tasks.create_task(loop_lag.run(metrics, stop), name="registry loop lag"),
-                tasks.create_task(_watch(pool, readiness), name="registry database"),
+                tasks.create_task(_watch(store, readiness), name="registry database"),
                 tasks.create_task(_announce(readiness, ready), name="registry readiness"),
             ]
             await _answer(app, settings, readiness, stop)
@@ -160,15 +162,14 @@ async def _answer(app: FastAPI, settings: RegistrySettings, readiness: Readiness
     )
 
 
-async def _watch(pool: Pool, readiness: Readiness) -> None:
-    """Ready only while the database answers."""
+async def _watch(store: Store, readiness: Readiness) -> None:
+    """Ready only while the database would take a commit."""
     while True:
         try:
-            with translating():
-                await pool.fetchval("select 1")
+            await store.rehearse(WARM_CONNECTIONS)
             readiness.met("database")
-        except Unavailable as error:
-            readiness.unmet("database", error.detail)
+        except* Unavailable as group:
+            readiness.unmet("database", str(group.exceptions[0]))
         await asyncio.sleep(DATABASE_CHECK_S)
 
 
