@@ -4,19 +4,22 @@ do $$
 declare
   role text;
 begin
-  perform pg_advisory_xact_lock(hashtext('heliograph roles'));  -- roles belong to the server: other databases may be migrating too
-  if not exists (select from pg_roles where rolname = 'heliograph_owner') then
-    create role heliograph_owner nologin;
-  end if;
-  foreach role in array array['heliograph_registry', 'heliograph_relay', 'heliograph_sync', 'heliograph_ledger', 'heliograph_purge'] loop
-    if not exists (select from pg_roles where rolname = role) then
-      execute format('create role %I login', role);
-    end if;
+  foreach role in array array['owner', 'registry', 'relay', 'sync', 'ledger', 'purge'] loop
+    -- roles belong to the server, locks to a database: another database may be migrated at this very moment
+    begin
+      if not exists (select from pg_roles where rolname = 'heliograph_' || role) then
+        execute format('create role %I %s', 'heliograph_' || role, case role when 'owner' then 'nologin' else 'login' end);
+      end if;
+    exception when duplicate_object or unique_violation then
+      null;
+    end;
   end loop;
 end $$;
 
 do $$
 begin
   execute format('grant create on database %I to heliograph_owner', current_database());
-  execute format('grant heliograph_owner to %I', current_user);
+  if not (select rolsuper from pg_roles where rolname = current_user) then
+    execute format('grant heliograph_owner to %I', current_user);
+  end if;
 end $$;

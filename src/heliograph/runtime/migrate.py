@@ -1,7 +1,8 @@
 """Plain SQL migrations: ``heliograph/migrations/NNNN_name.sql`` in order, one transaction each, each applied once.
 
-An advisory lock lets any number of processes start at the same time. A file that was edited after it ran, or a database that is ahead of this
-code, stops the start. Migrations only add (expand); what is no longer used is removed a release later (contract).
+An advisory lock lets any number of processes start at the same time. A file that was edited after it ran, one that was added before one that
+ran, or a database that is ahead of this code stops the start. Migrations only add (expand); what is no longer used is removed a release later
+(contract).
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import asyncio
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from typing import Final
 
 import asyncpg
 import structlog
 
-from heliograph.core.errors import Corrupt, TimedOut
-from heliograph.runtime.postgres import Connection, translating
+from heliograph.core.errors import Corrupt, InvalidRequest, TimedOut
+from heliograph.runtime.postgres import Connection, connect, disconnect, translating
 from heliograph.runtime.retry import attempts
 
 log = structlog.get_logger()
-LOCK = 0x68656C69  # "heli"
-LOCK_ATTEMPTS = 120
+
+LOCK: Final = 0x68656C69  # "heli"
+LOCK_S: Final = 60.0
+OLDEST_SERVER: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Migration:
 
 
 def packaged() -> list[Migration]:
-    """The migrations of this release, in order."""
+    """The migrations of this release, in order. Reads files: in a thread, where there is a loop."""
     files = sorted(
         (each for each in resources.files("heliograph.migrations").iterdir() if each.name.endswith(".sql")),
         key=lambda each: each.name,
@@ -45,51 +49,70 @@ def packaged() -> list[Migration]:
 async def migrate(url: str, migrations: list[Migration] | None = None) -> list[str]:
     """Brings the database at `url` (as a role that may create roles and schemas) up to date; returns the names it applied.
 
-    Raises Corrupt for an edited file or a database that is ahead, TimedOut when another migration does not end, Unavailable.
+    Raises Corrupt for an edited or failing file or a database that is ahead, InvalidRequest for a server that is too old or a role that may
+    not do this, TimedOut when another migration does not end, Unavailable.
     """
-    with translating():
-        connection = await asyncpg.connect(
-            url, timeout=10, server_settings={"lock_timeout": "5s", "application_name": "heliograph migrate"}
-        )
-        try:
+    wanted = await asyncio.to_thread(packaged) if migrations is None else migrations
+    connection = await connect(url, "heliograph migrate", lock_timeout="5s")
+    try:
+        if connection.get_server_version().major < OLDEST_SERVER:
+            raise InvalidRequest(f"PostgreSQL {OLDEST_SERVER} or newer is needed")
+        with translating():
             await _lock(connection)
-            return await _apply(connection, await asyncio.to_thread(packaged) if migrations is None else migrations)
-        finally:
-            await connection.close()  # the lock goes with the session, also after a crash
+            return await _apply(connection, wanted)
+    finally:
+        await disconnect(connection)  # the lock goes with the session, also after a crash
 
 
 async def _lock(connection: Connection) -> None:
     """A try-lock: a blocking one would dead-wait with CREATE INDEX CONCURRENTLY."""
-    async for _ in attempts(LOCK_ATTEMPTS, cap_s=0.5):
-        if await connection.fetchval("select pg_try_advisory_lock($1)", LOCK):
-            return
-    raise TimedOut("another migration holds the lock and does not end")
+    try:
+        async with asyncio.timeout(LOCK_S):
+            async for _ in attempts(cap_s=0.5):
+                if await connection.fetchval("select pg_try_advisory_lock($1)", LOCK):
+                    return
+    except TimeoutError:
+        raise TimedOut("another migration holds the lock and does not end") from None
 
 
 async def _apply(connection: Connection, migrations: list[Migration]) -> list[str]:
-    await connection.execute(
-        "create table if not exists public.schema_migration (name text primary key, checksum text not null, at timestamptz not null default now())"
-    )
-    done = {
-        row["name"]: row["checksum"] for row in await connection.fetch("select name, checksum from public.schema_migration")
-    }
+    try:
+        await connection.execute(
+            "create table if not exists public.schema_migration "
+            "(name text primary key, checksum text not null, at timestamptz not null default now())"
+        )
+        rows = await connection.fetch("select name, checksum from public.schema_migration")
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise InvalidRequest(f"migrations need the database's owner: {error.args[0]}") from None
+    missing = _missing({row["name"]: row["checksum"] for row in rows}, migrations)
+    for each in missing:
+        await _run(connection, each)
+    return [each.name for each in missing]
+
+
+def _missing(done: dict[str, str], migrations: list[Migration]) -> list[Migration]:
+    """Those to run, after everything that ran. Raises Corrupt."""
     if ahead := sorted(done.keys() - {each.name for each in migrations}):
         raise Corrupt(f"the database is ahead of this release: it has {', '.join(ahead)}")
-    applied = []
-    for each in migrations:
-        if each.name not in done:
-            await _run(connection, each)
-            applied.append(each.name)
-        elif done[each.name] != each.checksum:
-            raise Corrupt(f"migration {each.name} was edited after it ran")
-    return applied
+    if edited := [each.name for each in migrations if done.get(each.name, each.checksum) != each.checksum]:
+        raise Corrupt(f"migration {edited[0]} was edited after it ran")
+    missing = [each for each in migrations if each.name not in done]
+    if done and missing and missing[0].name < max(done):
+        raise Corrupt(f"migration {missing[0].name} comes before {max(done)}, which ran already; give it a higher number")
+    return missing
 
 
 async def _run(connection: Connection, migration: Migration) -> None:
-    async with connection.transaction():
-        await connection.execute(migration.sql)
-        await connection.execute("reset role")  # they create what they create as its owner
-        await connection.execute(
-            "insert into public.schema_migration (name, checksum) values ($1, $2)", migration.name, migration.checksum
-        )
+    try:
+        with translating():
+            async with connection.transaction():
+                await connection.execute(migration.sql)
+                await connection.execute("reset role")  # they create what they create as its owner
+                await connection.execute(
+                    "insert into public.schema_migration (name, checksum) values ($1, $2)", migration.name, migration.checksum
+                )
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise InvalidRequest(f"migration {migration.name} needs a role that may do more: {error.args[0]}") from None
+    except asyncpg.PostgresError as error:
+        raise Corrupt(f"migration {migration.name} failed and left nothing behind: {error.args[0]}") from error
     log.info("migration_applied", migration=migration.name)

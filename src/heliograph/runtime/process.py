@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from enum import IntEnum
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import structlog
 import uvloop
@@ -21,6 +22,8 @@ from heliograph.telemetry.logs import configure_logs
 log = structlog.get_logger()
 S = TypeVar("S", bound=ServiceSettings)
 S_contra = TypeVar("S_contra", bound=ServiceSettings, contravariant=True)
+
+OPEN_FILES: Final = 131_072  # a connection is an open file; the usual soft limit is 1,024
 
 
 class Exit(IntEnum):
@@ -37,42 +40,58 @@ class ServeWith(Protocol[S_contra]):
 
 
 def run(name: str, make_settings: Callable[[], S], serve: ServeWith[S]) -> int:
-    """Runs a service until SIGTERM or SIGINT (a second signal ends at once). Returns the exit code; never a traceback for expected errors."""
+    """Runs a service until SIGTERM or SIGINT (a second signal ends at once). Returns the exit code; a traceback only for what nobody expected."""
     try:
         settings = make_settings()
     except ValidationError as error:
-        for fault in error.errors(include_input=False, include_url=False):
-            variable = "HELIOGRAPH_" + "_".join(str(each) for each in fault["loc"]).upper()
-            print(f"heliograph {name}: {variable}: {fault['msg']}", file=sys.stderr)  # noqa: T201
+        _explain(name, error)
         return Exit.BAD_SETTINGS
     configure_logs(name, level=settings.log_level.lower())
     gc.set_threshold(50_000, 20, 100)  # full collections of a large heap stop the loop; see docs/architecture.md
+    _allow_open_files()
     try:
         uvloop.run(_until_signal(name, settings, serve))
-    except HeliographError as error:
+    except Exception as error:
         return _ended(error)
-    except BaseExceptionGroup as group:
-        expected = [each for each in _leaves(group) if isinstance(each, HeliographError)]
-        if expected:
-            return _ended(expected[0])
-        log.error("service_ended", exc_info=group)
-        return Exit.FAILED
     return Exit.OK
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for each in group.exceptions:
-        if isinstance(each, BaseExceptionGroup):
-            yield from _leaves(each)
-        else:
-            yield each
+def _explain(name: str, error: ValidationError) -> None:
+    """One line per variable, to a person: there are no logs yet. Never the value, it may be a secret."""
+    for fault in error.errors(include_input=False, include_url=False):
+        variable = "".join(f"HELIOGRAPH_{each}: ".upper() for each in fault["loc"][:1])
+        print(f"heliograph {name}: {variable}{fault['msg'].removeprefix('Value error, ')}", file=sys.stderr)  # noqa: T201
 
 
-def _ended(error: HeliographError) -> Exit:
-    log.error("service_ended", code=error.code, detail=error.detail)
-    if isinstance(error, Invalid):
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _ended(error: BaseException) -> Exit:
+    leaves = list(_leaves(error))
+    expected = [each for each in leaves if isinstance(each, (HeliographError, OSError))]
+    if len(expected) < len(leaves):
+        log.error("service_ended", exc_info=error)
+        return Exit.FAILED
+    first = expected[0]
+    if isinstance(first, OSError):  # a full disk, a folder that may not be written to
+        log.error("service_ended", code="os", detail=f"{first.strerror or type(first).__name__}: {first.filename or 'no file'}")
+        return Exit.FAILED
+    log.error("service_ended", code=first.code, detail=first.detail)
+    if isinstance(first, Invalid):
         return Exit.BAD_SETTINGS
-    return Exit.UNAVAILABLE if isinstance(error, Unavailable) else Exit.FAILED
+    return Exit.UNAVAILABLE if isinstance(first, Unavailable) else Exit.FAILED
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
 
 
 async def _until_signal(name: str, settings: S, serve: ServeWith[S]) -> None:

@@ -6,39 +6,55 @@ all-in-one process do it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from heliograph.core.errors import InvalidRequest
 
 
 class ServiceSettings(BaseSettings):
-    """What every service needs. Environment variables carry the prefix ``HELIOGRAPH_``."""
+    """What every service needs. Environment variables carry the prefix ``HELIOGRAPH_``; an empty one counts as not set."""
 
-    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_prefix="HELIOGRAPH_", extra="ignore", frozen=True)
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_prefix="HELIOGRAPH_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     region: str = Field("local", description="name of the region this process runs in; shown in propagation and fingerprints")
     listen_host: str = Field("127.0.0.1", description="address that HTTP and WebSocket listen on")
     data_dir: Path = Field(Path(".heliograph"), description="folder for keys, first tokens and, embedded, PostgreSQL's data")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     drain_s: float = Field(10.0, gt=0, description="seconds a stopping service may take to finish what it has begun")
 
     service_token: SecretStr | None = Field(None, description="token for the other services' APIs")
     service_token_file: Path | None = Field(None, description="file that holds it; the file wins when both are set")
 
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_any_case(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
     def service_token_text(self) -> str:
-        """Raises InvalidRequest when there is none."""
+        """Reads the file, if there is one. Raises InvalidRequest when there is no token."""
         if self.service_token_file is not None:
-            try:
-                return self.service_token_file.read_text().strip()
-            except OSError as error:
-                raise InvalidRequest(f"HELIOGRAPH_SERVICE_TOKEN_FILE cannot be read: {error.strerror}") from None
+            return _content(self.service_token_file)
         if self.service_token is None:
             raise InvalidRequest("a service token is needed: set HELIOGRAPH_SERVICE_TOKEN_FILE")
         return self.service_token.get_secret_value()
+
+
+def _content(file: Path) -> str:
+    try:
+        text = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InvalidRequest(f"HELIOGRAPH_SERVICE_TOKEN_FILE ({file}) cannot be read: {reason}") from None
+    if not text:
+        raise InvalidRequest(f"HELIOGRAPH_SERVICE_TOKEN_FILE ({file}) is empty")
+    return text
 
 
 class DatabaseSettings(ServiceSettings):
@@ -57,4 +73,14 @@ class LogSettings(ServiceSettings):
 
     kafka_bootstrap: str = Field("", description="Kafka's addresses; empty: the log is PostgreSQL's event table")
     kafka_prefix: str = Field("heliograph", description="prefix of the topics' names")
-    kafka_options: dict[str, str] = Field({}, description="more librdkafka settings as JSON: TLS, SASL")
+    kafka_options: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="more librdkafka settings as a JSON object: TLS, SASL", repr=False
+    )
+
+    @field_validator("kafka_options", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError("not a JSON object") from None  # its own text would quote a password
