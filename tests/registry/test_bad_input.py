@@ -240,6 +240,12 @@ async def test_versions_that_are_not_understood(author: Author) -> None:
         problem(await author.ask("POST", "/versions", json=body), 400, "invalid-request")
     deep = b'{"changes": [{"name": "a", "document": ' + b"[" * 100_000
     problem(await author.ask("POST", "/versions", content=deep), 400, "invalid-request")
+    twice = (
+        b'{"changes": [{"name": "a", "document": 1, "document": 2}]}',
+        b'{"changes": [{"name": "a", "document": 1}], "changes": []}',
+    )
+    for body in twice:
+        problem(await author.ask("POST", "/versions", content=body), 400, "invalid-request")
     for body in ({}, {"to": 1.5}, {"to": None}, {"to": "one"}, {"to": 0}, {"to": 1, "x": 1}):
         problem(await author.ask("POST", "/rollback", json=body), 400, "invalid-request")
 

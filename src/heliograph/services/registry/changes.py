@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
@@ -101,6 +102,7 @@ def read_many(body: bytes) -> tuple[tuple[Change, ...], str | None]:
         raise TooLarge(f"{len(asked.changes):,} changes in one version; the limit is {MAX_CHANGES:,}")
     changes = tuple(_change(each, f"/changes/{index}") for index, each in enumerate(asked.changes))
     _refuse_repeated(changes)
+    json.loads(body, object_pairs_hook=_each_key_once)
     size = sum(len(each.text) for change in changes for each in (change.document, change.schema) if isinstance(each, Text))
     if size > MAX_TEXT:
         raise TooLarge(f"the version has {size:,} bytes of text; the limit is {MAX_TEXT:,}")
@@ -129,6 +131,12 @@ def _change(asked: _OneOfMany, at: str) -> Change:
 
 def _fault(at: str) -> Fault:
     return Fault(at, "change", "each change gives a document, a schema (null: none), both, or delete: true")
+
+
+def _each_key_once(pairs: list[tuple[str, None]]) -> None:
+    """The documents are strict already; this is for the members around them, of which a lenient reader takes the last."""
+    if len(dict(pairs)) != len(pairs):
+        raise InvalidRequest("a key stands twice in one of the changes")
 
 
 def _refuse_repeated(changes: tuple[Change, ...]) -> None:
