@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -142,17 +143,27 @@ class TokenStore:
         """At the very first start: an admin and a service token into files of mode 0600. Whether this was the first start.
 
         The files are on disk before the rows are committed, so no crash leaves a token that nobody has; of two that start at once, one makes them.
+        Raises InvalidRequest when the files cannot be written.
         """
         with translating():
             async with self._pool.acquire() as connection, connection.transaction():
                 await connection.execute("select pg_advisory_xact_lock(hashtext('heliograph first tokens'))")
                 if await connection.fetchval("select exists (select from access.token)"):
                     return False
-                await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+                texts = {}
                 for kind in FIRST:
-                    _, text = await self.create(kind, f"first {kind}", (Scope(),), by=None, within=connection)  # type: ignore[arg-type]  # a proxy
-                    await asyncio.to_thread(write_private, folder / f"{kind}.token", text.encode() + b"\n")
+                    _, texts[kind] = await self.create(kind, f"first {kind}", (Scope(),), by=None, within=connection)  # type: ignore[arg-type]  # a proxy
+                await asyncio.to_thread(_write_first, folder, texts)
         return True
+
+
+def _write_first(folder: Path, texts: Mapping[TokenKind, str]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for kind, text in texts.items():
+            write_private(folder / f"{kind}.token", text.encode() + b"\n")
+    except OSError as error:
+        raise InvalidRequest(f"the first tokens cannot be written to {folder}: {error.strerror}") from None
 
 
 def _record(row: Any) -> TokenRecord:
