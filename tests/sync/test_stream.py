@@ -242,6 +242,25 @@ async def test_a_revoked_token_closes_its_connections_and_no_others(world):
         assert await client.closed() == 4100
 
 
+async def test_a_renewed_token_carries_the_connection_on(world):
+    asked = {"kind": "client", "name": "next", "scopes": [{"namespace": NAMESPACE, "environment": ENVIRONMENT}]}
+    new = (await world.api.post("/v1/tokens", json=asked)).raise_for_status().json()
+    async with world.client() as client:
+        await client.until(1)
+        await client.send(frames.Renew(token="hel_client_cut"))
+        assert (await client.until_kind(frames.ErrorFrame)).code == "unauthenticated"
+        await client.send(frames.Renew(token=new["token"]))
+        await client.send(frames.Heartbeat(sent_at_us=1))
+        await client.until_kind(frames.HeartbeatAck)
+        made = await world.publish(banner={"text": "a"})
+        await client.until(made["number"])
+        (await world.api.delete(f"/v1/tokens/{world.tokens['client_id']}")).raise_for_status()
+        made = await world.publish(banner={"text": "b"})
+        await client.until(made["number"])
+        (await world.api.delete(f"/v1/tokens/{new['id']}")).raise_for_status()
+        assert await client.closed() == 4105
+
+
 # --- what a connection may say ------------------------------------------------------------------------------------------------------
 
 BAD_FRAMES = [

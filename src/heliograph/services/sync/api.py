@@ -22,6 +22,7 @@ from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.session import Session, Subscriber, received
+from heliograph.telemetry.metrics import Metrics
 
 MAX_WAIT_S: Final = 25.0
 MAX_RECEIPTS: Final = 1000
@@ -46,7 +47,7 @@ class PolledReceipts(msgspec.Struct, frozen=True, kw_only=True):
     receipts: tuple[PolledReceipt, ...]
 
 
-def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator) -> APIRouter:
+def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
     async def principal(request: Request) -> Principal:
@@ -70,6 +71,7 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator) -> APIRo
         allow(await principal(request), Action.HEAD, namespace, environment)
         found = hub.environment(names.namespace(namespace), names.environment(environment))
         wanted = names.view(view if view is not None else [""])
+        metrics.bundle_answers.labels("bundle" if have is None else "poll" if wait else "frame").inc()
         if have is None:
             return _bundle(found, wanted, request.headers.get("if-none-match", ""))
         return await _frame(found, wanted, _cursor(have), wait)

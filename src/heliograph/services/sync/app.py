@@ -67,7 +67,7 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     """Opens everything, sets `ready` when it can serve, returns after a drain once `stop` is set, raises when it cannot go on."""
     node = await _open(settings)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
-    app.include_router(make_router(node.hub, node.outbox, node.introspector))
+    app.include_router(make_router(node.hub, node.outbox, node.introspector, node.metrics))
     http_stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
@@ -95,6 +95,8 @@ async def _open(settings: SyncSettings) -> Node:
         introspector.forget(tokens)
         hub.revoked(tokens)
 
+    stream = Stream(hub, introspector, settings)
+    hub.check_renewal = stream.renew
     reader = events.reader(LogStream.VERSIONS)
     set_aside = partial(_set_aside, letters, metrics)
     return Node(
@@ -107,7 +109,7 @@ async def _open(settings: SyncSettings) -> Node:
         introspector=introspector,
         outbox=outbox,
         hub=hub,
-        stream=Stream(hub, introspector, settings),
+        stream=stream,
         follower=Follower(reader, registry, hub, settings, metrics, set_aside=set_aside, revoked=revoked),
     )
 

@@ -99,6 +99,8 @@ class Hub:
         self.draining = False
         self.look_for: Callable[[str, str], None] = self.no_environment
         """Asked for an environment that is not known here; answers with `add_environment` or `no_environment`."""
+        self.check_renewal: Callable[[Connection, str], None] = lambda *_: None
+        """Told that a client has a new token."""
 
     # --- environments ---
 
@@ -178,6 +180,7 @@ class Hub:
 
     def take(self, connection: Connection, text: bytes) -> None:
         """A text message has come."""
+        self._metrics.frames_received.labels("text").inc()
         for effect in connection.session.take(text, now_us()):
             if connection.session not in self._connections:
                 return
@@ -215,8 +218,8 @@ class Hub:
                 self._reset(connection, subscriber, have, cause)
             case Opened(hello, subscribers):
                 self._open(connection, hello, subscribers)
-            case Renewed():
-                pass  # tokens are checked again by their id every half minute; see `Stream.recheck`
+            case Renewed(token):
+                self.check_renewal(connection, token)
 
     def _open(self, connection: Connection, hello: frames.Hello, subscribers: tuple[Subscriber, ...]) -> None:
         if not self._owns(connection, hello):
@@ -442,6 +445,7 @@ class Hub:
 
     def _count(self) -> None:
         self._metrics.views.set(sum(len(room.groups) for room in self._rooms.values()))
+        self._metrics.subscriptions.set(sum(len(members) for room in self._rooms.values() for members in room.groups.values()))
 
     # --- the clock, and the end ---
 

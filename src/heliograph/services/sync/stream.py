@@ -12,6 +12,7 @@ import secrets
 import socket
 from typing import Any, Final, cast
 
+import msgspec
 import structlog
 from picows import (
     WSCloseCode,
@@ -25,11 +26,11 @@ from picows import (
     ws_create_server,
 )
 
-from heliograph.access.permissions import Action, permits
+from heliograph.access.permissions import Action, allow, permits
 from heliograph.access.principal import Authenticator
 from heliograph.core import token
 from heliograph.core.errors import HeliographError, InvalidRequest, Overloaded, Unauthenticated
-from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL
+from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.hub import Connection, Hub
@@ -37,6 +38,7 @@ from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
 
 log = structlog.get_logger()
+_encode = msgspec.json.Encoder().encode
 
 PATH: Final = b"/v1/stream"
 SEND_BUFFER: Final = 64 * 1024
@@ -82,6 +84,25 @@ class Stream:
                     self.hub.close(connection, problems.REVOKED, "the token is no longer valid")
                 except HeliographError:
                     break  # cannot be checked now; nobody is thrown out for that
+
+    def renew(self, connection: Connection, text: str) -> None:
+        """The client will go on under a new token, if that one permits what it is subscribed to; otherwise it goes on under the old one."""
+        task = asyncio.create_task(self._renew(connection, text))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _renew(self, connection: Connection, text: str) -> None:
+        session = connection.session
+        try:
+            principal = await self._authenticator.principal(text)
+            for each in session.subscribers.values():
+                allow(principal, Action.CONNECT, each.namespace, each.environment)
+        except HeliographError as error:
+            connection.pipe.send(_encode(ErrorFrame(code=error.code, detail=error.detail)))
+            return
+        if connection in self._tokens:
+            session.principal = principal
+            self._tokens[connection] = text
 
     async def close(self) -> None:
         for task in self._tasks:
