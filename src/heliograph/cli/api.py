@@ -56,6 +56,9 @@ class Api:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return httpx.Client(headers=headers, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), trust_env=False)
 
+    def close(self) -> None:
+        self.http.close()
+
     @cached_property
     def endpoints(self) -> Endpoints:
         """A token that was given for an https address goes to no other kind."""

@@ -73,7 +73,8 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("version", version, RUN),
 )
 for name, command, panel in _COMMANDS:
-    app.command(name, rich_help_panel=panel)(spoken(command, asks_server=command not in LOCAL))
+    settings = {"ignore_unknown_options": True} if name == "set" else None  # -5 is a value
+    app.command(name, rich_help_panel=panel, context_settings=settings)(spoken(command, asks_server=command not in LOCAL))
 
 token = typer.Typer(help="Create, list and revoke tokens.", no_args_is_help=True)
 token.command("create")(spoken(tokens.create))

@@ -89,6 +89,10 @@ class Session:
 
         return Api(self.connection.url, self.connection.token)
 
+    def close(self) -> None:
+        if "api" in self.__dict__:
+            self.api.close()
+
     def tell(self, value: Any, shown: Callable[[], None]) -> None:
         """The result: as JSON where that was asked for, otherwise as a person likes it."""
         if self.as_json:
@@ -142,3 +146,5 @@ def _ending(session: Session) -> Iterator[None]:
     except BrokenPipeError:  # whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(Exit.OK) from None
+    finally:
+        session.close()

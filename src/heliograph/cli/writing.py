@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from heliograph.cli.target import Target, one_version
 from heliograph.core import names
 from heliograph.core.errors import AlreadyExists, Invalid, InvalidDocument, InvalidRequest, NotFound, StaleBase
 
-ATTEMPTS: Final = 5
+ATTEMPTS: Final = 12
 """How often something is done again on top of a head that has moved."""
 MAX_INPUT: Final = 24 << 20
 
@@ -212,17 +213,26 @@ def set_(
     """Change one value of a config. Somebody else's change in between is kept: the value is set again on top of it."""
     at, new = Target.parse(target).with_config(), _value(value)
     writing = Writing(session, message, wait, timeout)
+    writing.tell(_set(writing, at, pointer, new))
+
+
+def _set(writing: Writing, at: Target, pointer: str, new: Any) -> Any:
+    """Reads again only when this very config has changed; what happens beside it moves the base alone."""
+    from heliograph.runtime.retry import delay  # noqa: PLC0415
+
+    document, base = _current(writing.session, at)
     for attempt in range(ATTEMPTS):
-        document, base = _current(session, at)
         body = json.dumps(set_value(document, pointer, new)).encode()
         try:
-            version = writing.send("PUT", at.config_path, base=base, content=body)
-        except StaleBase:
+            return writing.send("PUT", at.config_path, base=base, content=body)
+        except StaleBase as moved:
             if attempt == ATTEMPTS - 1:
                 raise
-        else:
-            writing.tell(version)
-            return
+            base = moved.head
+            if moved.more.get("overlap"):
+                document, base = _current(writing.session, at)
+            time.sleep(delay(attempt, base_s=0.01, cap_s=0.5))
+    raise AssertionError("unreachable")
 
 
 def _current(session: Session, at: Target) -> tuple[Any, str]:
