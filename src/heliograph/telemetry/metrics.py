@@ -83,9 +83,6 @@ class Metrics:
         self.relay_published = self._counter("relay_published_total", "Events copied to Kafka", "shard")
         self.relay_publish_seconds = self._histogram("relay_publish_seconds", "Kafka's acknowledgement of a batch")
         self.log_records_read = self._counter("log_records_read_total", "Records read from the log", "stream")
-        self.log_copies_dropped = self._counter(
-            "log_copies_dropped_total", "Records seen before, dropped by position", "stream"
-        )
         self.log_gaps = self._counter(
             "log_gaps_total", "Positions missing in the log, each followed by a read from the owner", "stream"
         )
@@ -98,14 +95,11 @@ class Metrics:
         self.views = self._gauge("views", "Distinct (environment, view, subscription id) groups that share frames")
         self.connections_closed = self._counter("connections_closed_total", "Client connections closed, by close code", "code")
         self.frames_sent = self._counter("frames_sent_total", "Frames handed to sockets", "type")
-        self.frame_bytes_sent = self._counter("frame_bytes_sent_total", "Bytes of frames handed to sockets", "type")
         self.frames_received = self._counter("frames_received_total", "Frames taken from clients", "type")
-        self.frames_encoded = self._counter("frames_encoded_total", "Frames encoded, each once per view, from and to")
         self.fan_out_seconds = self._histogram("fan_out_seconds", "One version, first to last send on this node")
         self.fan_out_recipients = self._histogram(
             "fan_out_recipients", "Clients that one version was sent to on this node", buckets=SIZE_BUCKETS
         )
-        self.encode_seconds = self._histogram("encode_seconds", "Making the frames of one version: changes, proof, text")
         self.slow_consumers = self._gauge("slow_consumers", "Clients outside the fan-out set because their socket is full")
         self.slow_consumers_entered = self._counter("slow_consumers_entered_total", "Times a client left the fan-out set")
         self.resyncs = self._counter("resyncs_total", "Snapshots sent again, by cause", "cause")

@@ -31,6 +31,13 @@ log = structlog.get_logger()
 DAYS_AHEAD = 7
 RETENTION_EVERY_S = 3600.0
 LAG_EVERY_S = 1.0
+_LAG = """
+select s.shard, s.next_position - 1 - c.position as events, coalesce(extract(epoch from clock_timestamp() - e.committed_at), 0)::float8 as seconds
+from unnest($1::int[], $2::bigint[]) c (shard, position) join eventlog.event_shard s using (shard)
+left join lateral (
+  select committed_at from eventlog.event e where e.shard = c.shard and e.position > c.position order by e.position limit 1
+) e on true
+"""
 
 
 async def serve(settings: RelaySettings, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
@@ -135,9 +142,12 @@ async def _watch_lag(
     while True:
         async with lock:
             with translating():
-                rows = await connection.fetch("select shard, next_position - 1 as last from eventlog.event_shard")
+                rows = await connection.fetch(
+                    _LAG, list(copier.acknowledged), [position for _, position in copier.acknowledged.values()]
+                )
         for row in rows:
-            metrics.relay_lag_events.labels(str(row["shard"])).set(row["last"] - copier.acknowledged[row["shard"]][1])
+            metrics.relay_lag_events.labels(str(row["shard"])).set(row["events"])
+            metrics.relay_lag_seconds.labels(str(row["shard"])).set(row["seconds"])
         if copier.stuck:
             log.error("relay_stuck", waiting=copier.lag())
             readiness.unmet("progress", "Kafka does not acknowledge")

@@ -80,12 +80,15 @@ class Copier:
         return len(rows)
 
     def _on_delivery(self, shard: int, place: tuple[int, int]) -> Callable[[object], None]:
+        handed = time.monotonic()
+
         def delivered(error: object) -> None:
             """In the producer's thread; single assignments of a dict are safe there."""
             if error is None:
                 self.acknowledged[shard] = place
                 self._acknowledged_at = time.monotonic()
                 self._metrics.relay_published.labels(str(shard)).inc()
+                self._metrics.relay_publish_seconds.observe(self._acknowledged_at - handed)
             else:
                 log.error("relay_record_refused", shard=shard, position=place[1], error=str(error))
 

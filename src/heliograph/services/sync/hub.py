@@ -24,6 +24,7 @@ from heliograph.core.errors import NotFound, Overloaded
 from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
+from heliograph.core.times import to_us
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.environment import Environment
@@ -474,6 +475,8 @@ class Hub:
             elif not session.instance and at_us - session.opened_us > self._settings.hello_s * 1e6:
                 self.close(connection, problems.PROTOCOL, "hello did not come")
         self._metrics.slow_consumers.set(slow)
+        issued = min((to_us(room.environment.head.issued_at) for room in self._rooms.values()), default=at_us)
+        self._metrics.synced_head_age_seconds.set((at_us - issued) / 1e6)
 
     async def drain(self, within_s: float) -> None:
         """Asks everybody to connect elsewhere, spread over `within_s` seconds, then closes who is left."""
