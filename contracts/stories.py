@@ -169,6 +169,7 @@ def recoveries() -> Iterator[Story]:
     once_safe = story("drops what was once said to be safe", shop.snapshot(head=shop.head(safe=5)))
     once_safe.says(frames.Current(subscription=1, head=shop.head(safe=3, later_us=1_000_000)), "renewed")
     yield once_safe.says(good, "forked")
+    yield from recoveries_that_hide(shop, held)
     flaws = {
         "is no recover version": (replace(opened.version, kind="publish"), "forked"),
         "opens no newer epoch": (replace(opened.version, epoch=1), "forked"),
@@ -186,6 +187,35 @@ def recoveries() -> Iterator[Story]:
     yield story("a record without its path").says(replace(good, recovery=other), "forked")
     same_epoch = replace(shop.snapshot(), recovery=lost.recovery(opened))
     yield story("in the same epoch nothing is restarted", shop.fork(3).snapshot()).says(same_epoch, "forked")
+
+
+def recoveries_that_hide(shop: Authority, held: frames.SnapshotFrame) -> Iterator[Story]:
+    """Every record here is signed and in the history of the head, and is not the one that dropped what the client knew to be safe."""
+    safe = shop.snapshot(head=shop.head(safe=4))
+    lost = shop.fork()
+    lost.recover(4)
+    after = lost.publish({"search": {"pages": 11}})
+    lost.publish({"search": {"pages": 12}})
+    told = Story(shop, "a version after the restart in the place of its record").says(safe, "applied")
+    yield told.says(lost.snapshot(recovery=lost.recovery(after)), "forked")
+    again = lost.recover(6)
+    lost.publish({"search": {"pages": 13}})
+    told = Story(shop, "a later restart in the place of the first").says(safe, "applied")
+    yield told.says(lost.snapshot(recovery=lost.recovery(again)), "forked")
+    first = shop.fork()
+    opened = first.recover(4)
+    for pages in range(3):
+        first.publish({"search": {"pages": pages}})
+    second = first.fork()
+    second.recover(6)
+    told = Story(shop, "a restart that was followed already in the place of the next").says(held, "applied")
+    told.says(first.snapshot(recovery=first.recovery(opened), head=first.head(safe=3)), "applied")
+    yield told.says(second.snapshot(recovery=frames.Recovery(version=opened.signed, ancestry=second.path(4))), "forked")
+    told = Story(shop, "what was safe stays so when a later version's head says less")
+    told.says(shop.snapshot(to=shop.at(4), head=shop.head(shop.at(4), safe=4)), "applied")
+    told.says(shop.delta(shop.at(4), head=shop.head(safe=2)), "applied")
+    short = shop.fork()
+    yield told.says(short.snapshot(to=(only := short.recover(4)), recovery=short.recovery(only)), "forked")
 
 
 def signed_version(shop: Authority, version: Version) -> Signed:

@@ -6,12 +6,13 @@ text and ignored by readers. What is read is checked for its form: digests, numb
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, NewType, Self
 
 import msgspec
 
 from heliograph.core.canonical import canonical
-from heliograph.core.digest import Digest, digest, unspell
+from heliograph.core.digest import Digest, digest
 
 Number = NewType("Number", int)
 DigestText = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
@@ -23,6 +24,7 @@ VersionKind = Literal["create", "publish", "rollback", "promote", "branch", "rek
 VERSION_TYPE = "application/vnd.heliograph.version.v1+json"
 HEAD_TYPE = "application/vnd.heliograph.head.v1+json"
 ROOT_TYPE = "application/vnd.heliograph.root.v1+json"
+_CURSOR = re.compile(r"([0-9]{1,16})\.([0-9]{1,16})\.(sha256:[0-9a-f]{64})")
 
 
 class Signature(msgspec.Struct, frozen=True):
@@ -52,12 +54,10 @@ class Cursor(msgspec.Struct, frozen=True, order=True):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Inverse of ``str``. Raises ValueError."""
-        epoch, number, version = text.split(".", 2)
-        unspell(version)
-        for digits in (epoch, number):
-            if not (digits.isascii() and digits.isdigit() and len(digits) <= 16):
-                raise ValueError("not a cursor: expected <epoch>.<number>.<version id>")
-        return cls(int(epoch), int(number), version)
+        found = _CURSOR.fullmatch(text)
+        if not found:
+            raise ValueError("not a cursor: expected <epoch>.<number>.<version id>")
+        return cls(int(found[1]), int(found[2]), found[3])
 
 
 class Source(msgspec.Struct, frozen=True):
