@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
@@ -22,6 +23,17 @@ settings.register_profile(
 )
 settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quiet"))
+
+
+# one line per event as in production; structlog's own default draws tracebacks, and reads files for it
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(default=repr),
+    ]
+)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Any]:
@@ -38,6 +50,7 @@ def no_blocking() -> Iterator[None]:
         function.can_block_in(
             "asyncpg/connect_utils.py", {"_read_password_file", "_parse_connect_dsn_and_args", "_dot_postgresql_path"}
         )
+        function.can_block_in("linecache.py", {"checkcache", "updatecache"})  # the traceback of what nobody expected
     try:
         yield
     finally:

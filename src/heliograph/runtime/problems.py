@@ -72,6 +72,9 @@ CLOSE: Final[dict[type[e.HeliographError], int]] = {
 }
 
 
+CONTENT_TYPE: Final = "application/problem+json"
+
+
 def status_of(error: e.HeliographError) -> int:
     """The nearest ancestor's status; a test keeps every class in the table."""
     return next(STATUS[each] for each in type(error).__mro__ if each in STATUS)
@@ -102,7 +105,7 @@ def problem(error: e.HeliographError) -> dict[str, Any]:
 
 
 def headers(error: e.HeliographError) -> dict[str, str]:
-    out = {"Content-Type": "application/problem+json"}
+    out = {"Content-Type": CONTENT_TYPE}
     if isinstance(error, e.Unavailable) and error.retry_after is not None:
         out["Retry-After"] = str(max(1, round(error.retry_after)))
     if isinstance(error, e.Unauthenticated):

@@ -1,0 +1,222 @@
+"""The HTTP server: uvicorn on the loop that runs already, with the deadlines that it has not.
+
+A client may be slow with its headers, its body or its reading, on purpose or not. Each of the three has a bound here (the body's is in `http_edge`),
+so that a thousand such clients cost a thousand sockets for some seconds and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from heliograph.core.errors import InvalidRequest
+from heliograph.runtime.clock import now_us
+
+HEAD_S: Final = 10.0
+"""Seconds in which a request's first line and headers must have arrived, from its first byte or from the connection's begin."""
+MAX_HEAD: Final = 64 * 1024
+MAX_MESSAGE: Final = 64 * 1024 * 1024
+"""Raw bytes of one request, with chunk headers and trailers: above the largest body that any route takes."""
+STALL_S: Final = 30.0
+"""Seconds for which a client may take nothing of an answer that is ready."""
+KEEP_ALIVE_S: Final = 65  # above a load balancer's usual 60, so that it closes first
+MAX_CONNECTIONS: Final = 20_000
+BACKLOG: Final = 1024
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. Cuts it off when its client is too slow with headers or with reading, or sends too much."""
+
+    _head_timer: asyncio.TimerHandle | None = None  # runs while headers are awaited
+    _stall_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
+    _head_size = 0
+    _message_size = 0
+
+    # --- what asyncio calls ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.loop.call_soon(transport.abort)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        awaited_head = self._head_timer is not None
+        super().data_received(data)
+        if self._head_timer is None and self._idle:  # bytes that are no request must not keep it open
+            self._await_head()
+        self._message_size += len(data)
+        if awaited_head and self._head_timer is not None:
+            self._head_size += len(data)
+        if self._head_size > MAX_HEAD or self._message_size > MAX_MESSAGE:
+            self._cut_off()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._cancel_stall()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_head()
+        self._cancel_stall()
+        super().connection_lost(exc)
+
+    # --- what the parser and uvicorn call ---
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"]["received_at_us"] = now_us()
+        self._message_size = 0
+        self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_timer is not None:  # trailers are dropped: nobody checked them when the request began
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._cancel_head()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing() and self.parser is not None:  # closes when the client has read what is left, if ever
+            self._await_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._cut_off()
+
+    def send_400_response(self, msg: str) -> None:
+        detail = "this is not HTTP as the server understands it"
+        body = {"type": "urn:heliograph:problem:bad-http", "title": msg, "status": 400, "detail": detail, "code": "bad-http"}
+        text = msgspec.json.encode(body)
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+            f"content-length: {len(text)}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + text)
+        self.transport.close()
+        self._await_reader()
+
+    # --- bounds ---
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        self._cancel_head()
+        self._head_size = 0
+        self._head_timer = self.loop.call_later(HEAD_S, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self.pipeline:  # we do not read on before what was sent earlier is answered
+            self._await_head()
+        else:
+            self._cut_off()
+
+    def _await_reader(self) -> None:
+        self._cancel_stall()
+        self._stall_timer = self.loop.call_later(STALL_S, self._cut_off)
+
+    def _cut_off(self) -> None:
+        """Not close(), which would wait for the client to read."""
+        if self.parser is not None:
+            self.transport.abort()
+
+    def _cancel_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _cancel_stall(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+
+class _Server(uvicorn.Server):
+    """Without uvicorn's signal handlers: stopping is our supervisor's decision."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    def capture_signals(self) -> Any:
+        return contextlib.nullcontext()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    async def cut_off_the_rest(self) -> None:
+        """Whom the drain was too short for."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        if tasks := set(self.server_state.tasks):
+            await asyncio.wait(tasks, timeout=1)
+
+
+async def serve_http(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    stop: asyncio.Event,
+    on_started: Callable[[], None] = lambda: None,
+    drain_s: float = 10.0,
+) -> None:
+    """Serves until `stop`, then finishes the requests in hand within `drain_s` seconds. Raises InvalidRequest when it cannot listen."""
+    server = _Server(_config(app, drain_s), on_started)
+    listening = bind(host, port)
+    serving = asyncio.create_task(server.serve(sockets=[listening]), name=f"http {port}")
+    stopping = asyncio.create_task(stop.wait(), name=f"http {port} stop")
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        await serving
+        await server.cut_off_the_rest()
+        listening.close()
+
+
+def _config(app: ASGIApp, drain_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        loop="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="error",  # its warnings are about what clients send
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address, or InvalidRequest with the reason."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; is another one running?") from None
+    listening.setblocking(False)
+    return listening
