@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import asyncpg
+import httpx
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,6 +44,14 @@ async def test_it_waits_for_a_registry_that_is_away(world):
     await world.registry.end()
     await world.sync.start(until_ready=False)
     assert not world.sync.ready.is_set()
+    async with asyncio.timeout(DEADLINE_S):
+        while True:  # alive, and honest about not being ready
+            try:
+                answer = await world.bundles.get(f"/v1/bundles/{NAMESPACE}/{ENVIRONMENT}")
+                break
+            except httpx.ConnectError:
+                await asyncio.sleep(0.02)
+    assert (answer.status_code, (await world.bundles.get("/readyz")).status_code) == (503, 503)
     await world.registry.start()
     async with asyncio.timeout(DEADLINE_S):
         await world.sync.ready.wait()

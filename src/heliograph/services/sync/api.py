@@ -13,7 +13,7 @@ from heliograph.access.permissions import Action, allow
 from heliograph.access.principal import Authenticator, Principal
 from heliograph.core import frames, names
 from heliograph.core.dsse import to_envelope
-from heliograph.core.errors import Forbidden, Invalid, InvalidRequest, TooLarge
+from heliograph.core.errors import Forbidden, Invalid, InvalidRequest, NotReady, TooLarge
 from heliograph.core.events import Received
 from heliograph.core.records import HEAD_TYPE, Cursor
 from heliograph.runtime.clock import now_us
@@ -56,7 +56,7 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics:
     @router.get("/v1/heads/{namespace}/{environment}")
     async def head(request: Request, namespace: str, environment: str) -> Response:
         allow(await principal(request), Action.HEAD, namespace, environment)
-        found = hub.environment(names.namespace(namespace), names.environment(environment))
+        found = await hub.find(names.namespace(namespace), names.environment(environment))
         return Json(to_envelope(found.signed_head, HEAD_TYPE), headers={"Cache-Control": f"private, max-age={HEAD_AGE_S}"})
 
     @router.get("/v1/bundles/{namespace}/{environment}")
@@ -69,7 +69,7 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics:
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
     ) -> Response:
         allow(await principal(request), Action.HEAD, namespace, environment)
-        found = hub.environment(names.namespace(namespace), names.environment(environment))
+        found = await hub.find(names.namespace(namespace), names.environment(environment))
         wanted = names.view(view if view is not None else [""])
         metrics.bundle_answers.labels("bundle" if have is None else "poll" if wait else "frame").inc()
         if have is None:
@@ -82,7 +82,7 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics:
         told = await _read(request)
         if len(told.receipts) > MAX_RECEIPTS:
             raise TooLarge(f"at most {MAX_RECEIPTS} receipts at a time")
-        stored = _stored(hub, asking, told)
+        stored = await _stored(hub, asking, told)
         await _keep(outbox, stored)
         return Json({"acknowledged": max((each.receipt.seq for each in told.receipts), default=-1)})
 
@@ -135,7 +135,7 @@ async def _read(request: Request) -> PolledReceipts:
         raise Invalid("the body is not JSON") from None
 
 
-def _stored(hub: Hub, asking: Principal, told: PolledReceipts) -> list[Received]:
+async def _stored(hub: Hub, asking: Principal, told: PolledReceipts) -> list[Received]:
     """What each receipt becomes, or the error of the first that cannot be: then none is stored."""
     if not told.instance or len(told.instance) > 100 or not hub.may_speak_for(told.instance, asking.id, told.incarnation):
         raise Forbidden("the instance id belongs to another token or a newer incarnation")
@@ -151,7 +151,9 @@ def _stored(hub: Hub, asking: Principal, told: PolledReceipts) -> list[Received]
     out = []
     for each in told.receipts:
         allow(asking, Action.CONNECT, each.namespace, each.environment)
-        environment = hub.environment(each.namespace, each.environment)
+        environment = await hub.find(names.namespace(each.namespace), names.environment(each.environment))
+        if each.receipt.number > environment.cursor.number:  # it may have come from a node that is ahead of this one
+            raise NotReady(f"version {each.receipt.number} is not here yet", retry_after=1)
         subscriber = Subscriber(
             session, each.receipt.subscription, each.namespace, each.environment, names.view(each.view), environment.cursor
         )

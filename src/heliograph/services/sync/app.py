@@ -135,6 +135,7 @@ async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event) -> 
         return
     stopping.cancel()
     marks = loading.result()
+    node.hub.warm = True
     node.readiness.met("content")
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not walk it

@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from heliograph.core import frames
-from heliograph.core.errors import NotFound, Overloaded
+from heliograph.core.errors import NotFound, NotReady, Overloaded
 from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
@@ -38,6 +38,7 @@ log = structlog.get_logger()
 SLICE: Final = 500
 ALIVE_S: Final = 2.0
 TICK_S: Final = 0.5
+FIND_S: Final = 5.0
 MAX_OWNERS: Final = 200_000
 _encode = msgspec.json.Encoder().encode
 Group = tuple[View, int]
@@ -96,6 +97,8 @@ class Hub:
         self._instances: dict[str, Connection] = {}
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
         self._awaited: dict[tuple[str, str], list[Arrival]] = {}
+        self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | None]]] = {}
+        self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
         self.look_for: Callable[[str, str], None] = self.no_environment
@@ -108,10 +111,25 @@ class Hub:
     def room(self, namespace: str, environment: str) -> Room | None:
         return self._rooms.get((namespace, environment))
 
-    def environment(self, namespace: str, environment: str) -> Environment:
-        if (room := self.room(namespace, environment)) is None:
+    async def find(self, namespace: str, environment: str) -> Environment:
+        """Asks the registry about one that is not known here. Raises NotFound; NotReady while this node is not warm, or nobody answers."""
+        if not self.warm:
+            raise NotReady("this node is loading", retry_after=1)
+        key = (namespace, environment)
+        if (room := self._rooms.get(key)) is not None:
+            return room.environment
+        found: asyncio.Future[Environment | None] = asyncio.get_running_loop().create_future()
+        self._sought.setdefault(key, []).append(found)
+        self.look_for(*key)
+        try:
+            answer = await asyncio.wait_for(found, FIND_S)
+        except TimeoutError:
+            raise NotReady(
+                f"whether there is an environment {namespace}/{environment} is not known now", retry_after=1
+            ) from None
+        if answer is None:
             raise NotFound(f"there is no environment {namespace}/{environment}")
-        return room.environment
+        return answer
 
     def environments(self) -> Iterable[Environment]:
         return (room.environment for room in self._rooms.values())
@@ -123,7 +141,13 @@ class Hub:
         for arrival in self._awaited.pop(key, ()):
             if arrival.connection.session in self._connections:
                 self._join(room, arrival)
+        self._tell_seekers(key, environment)
         self._count()
+
+    def _tell_seekers(self, key: tuple[str, str], found: Environment | None) -> None:
+        for each in self._sought.pop(key, ()):
+            if not each.done():
+                each.set_result(found)
 
     def no_environment(self, namespace: str, environment: str) -> None:
         """The registry does not know it either."""
@@ -131,6 +155,7 @@ class Hub:
         for arrival in self._awaited.pop((namespace, environment), ()):
             told = frames.ErrorFrame(code=missing.code, detail=missing.detail, subscription=arrival.subscriber.id)
             arrival.connection.pipe.send(_encode(told))
+        self._tell_seekers((namespace, environment), None)
 
     def moved(self, environment: Environment, logged_us: int) -> None:
         """The head is another one: send it to everybody, in the background."""
@@ -147,6 +172,10 @@ class Hub:
     def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool:
         room = self.room(namespace, environment)
         return room is not None and room.environment.knows(cursor)
+
+    def behind(self, namespace: str, environment: str, cursor: Cursor) -> bool:
+        room = self.room(namespace, environment)
+        return room is None or cursor.number > room.environment.cursor.number
 
     def view_digest(self, subscriber: Subscriber) -> str:
         """Empty while the subscriber is not at the head: nothing can be compared then."""

@@ -16,7 +16,7 @@ import msgspec
 from heliograph.access.permissions import Action, allow
 from heliograph.access.principal import Principal
 from heliograph.core import frames, names
-from heliograph.core.errors import HeliographError, InvalidRequest, MalformedFrame
+from heliograph.core.errors import HeliographError, InvalidRequest, MalformedFrame, NotReady
 from heliograph.core.events import Received
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
@@ -93,6 +93,10 @@ class History(Protocol):
     """What a session asks about environments."""
 
     def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool: ...
+
+    def behind(self, namespace: str, environment: str, cursor: Cursor) -> bool:
+        """Whether the version is above the head here: a client may have it from a node that is ahead."""
+        ...
 
     def view_digest(self, subscriber: Subscriber) -> str: ...
 
@@ -186,6 +190,12 @@ def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, 
     _check_cursor(cursor)
     sent = subscriber.cursor
     held = sent is not None and cursor.number == sent.number and cursor.version == sent.version
+    if (
+        sent is not None
+        and cursor.number < sent.number
+        and history.behind(subscriber.namespace, subscriber.environment, cursor)
+    ):
+        raise NotReady(f"version {cursor.number} is not here yet", retry_after=1)
     if not held and (
         sent is None or cursor.number > sent.number or not history.knows(subscriber.namespace, subscriber.environment, cursor)
     ):
