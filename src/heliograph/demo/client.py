@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -33,13 +34,13 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What the client runs on. ``values``: the documents that this version changed for it; at the start, all of its view."""
+    """What the client runs on. ``changed``: the configs that this version changed for it; at the start, all of its view. ``values``: those of them
+    that exist."""
 
     instance: str
     number: int
-    version: str
-    source: str
-    values: dict[str, object]
+    changed: tuple[str, ...]
+    values: dict[str, Any]
 
 
 def main() -> int:
@@ -72,12 +73,13 @@ async def _run(order: Order) -> None:
         await _end_of_input()
 
 
-def _tell(client: Heliograph, names: Iterable[str]) -> None:
+def _tell(client: Heliograph, changed: Iterable[str]) -> None:
+    names = tuple(sorted(changed))
+    configs = (client.config(name) for name in names)
+    values = {config.name: config.copy() for config in configs if config.exists}
     status, cursor = client.status, client.cursor
     assert cursor, "a client that has started runs on a version"
-    configs = (client.config(name) for name in sorted(names))
-    values = {config.name: config.copy() for config in configs if config.exists}
-    report = Report(status.instance or "", cursor.number, cursor.version, status.source, values)
+    report = Report(status.instance or "", cursor.number, names, values)
     sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     sys.stdout.buffer.flush()
 

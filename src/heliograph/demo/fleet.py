@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -22,21 +23,32 @@ CLIENT: Final = "heliograph.demo.client"
 
 @dataclass(slots=True)
 class Member:
-    """``values``: the documents it runs on; ``latest``: the one that changed last; ``gone``: its process has ended."""
+    """``values``: the documents it runs on; ``news``: what its last change was, in words; ``gone``: its process has ended."""
 
     sample: Sample
     process: asyncio.subprocess.Process
     instance: str = ""
     number: int = 0
-    source: str = ""
-    values: dict[str, object] = field(default_factory=dict)
-    latest: str | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    news: str = ""
     gone: bool = False
 
     def take(self, report: Report) -> None:
-        self.instance, self.number, self.source = report.instance, report.number, report.source
+        self.instance, self.number = report.instance, report.number
+        for name in report.changed:
+            self.news = f"{name}: {_difference(self.values.get(name), report.values.get(name))}"
+            self.values.pop(name, None)
         self.values |= report.values
-        self.latest = next(iter(report.values), self.latest)
+
+
+def _difference(before: Any, now: Any) -> str:
+    """The members that are new or have another value; the whole of what is no object, or was none."""
+    if now is None:
+        return "deleted"
+    if not isinstance(now, dict) or not isinstance(before, dict):
+        return json.dumps(now)
+    gone = [f"no {name}" for name in before if name not in now]
+    return ", ".join(gone + [f"{name} {json.dumps(now[name])}" for name in now if before.get(name, ...) != now[name]])
 
 
 class Fleet:

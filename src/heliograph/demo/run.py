@@ -27,6 +27,7 @@ from heliograph.demo.stack import Stack, own, running
 def main(session: Session, *, once: bool, stack: bool) -> int:
     """The process's exit status; Ctrl-C is how the live view ends. Raises HeliographError when something is not as it should be."""
     finished = asyncio.run(_until_interrupted(_play(_where(session, stack=stack), once=once)))
+    show.say("stopped; the data stays for the next start")
     return Exit.OK if finished or not once else Exit.INTERRUPTED
 
 
@@ -57,12 +58,10 @@ async def _play(where: AbstractAsyncContextManager[Stack], *, once: bool) -> Non
         token = await admin.token("client", SHOWN, stack.folder / "client.token")
         show.say("starting eight clients …")
         async with fleet(stack, token) as clients:
-            if once:
-                await story.tell(admin, clients)
-            else:
-                await screen.run(admin, clients, await _to_paste(admin, stack))
-        show.say("stopping …")
-    show.say("stopped; the data stays for the next start")
+            try:
+                await (story.tell(admin, clients) if once else screen.run(admin, clients, await _to_paste(admin, stack)))
+            finally:
+                show.say("stopping …")
 
 
 # --- for another terminal ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,13 +17,12 @@ from heliograph.cli import show
 from heliograph.core.errors import NotFound, Unavailable
 from heliograph.demo.author import Author
 from heliograph.demo.fleet import Fleet, Member
-from heliograph.demo.shop import LIMITS, NAMESPACE, SHOWN
+from heliograph.demo.shop import NAMESPACE, SHOWN
 
 LOOK_S: Final = 0.05
 """Between two looks at the ledger while receipts come in."""
 PATIENCE_S: Final = 15.0
 PUBLISHES: Final = 5
-VALUE_WIDTH: Final = 60
 
 
 @dataclass(slots=True)
@@ -131,9 +129,7 @@ class Screen:
         yield from (Text(each, style="bright_black") for each in (member.sample.app, member.sample.region, member.sample.sdk))
         yield Text("ended" if member.gone else f"version {member.number}" if member.number else "starting", style=style)
         yield Text("" if after is None else show.ms(after), style="cyan")
-        name = member.latest or LIMITS
-        value = json.dumps(member.values[name], separators=(",", ":")) if name in member.values else ""
-        yield Text(f"{name} {value}"[:VALUE_WIDTH], style="bold" if current else "", no_wrap=True)
+        yield Text(member.news, style="bold" if current else "", no_wrap=True, overflow="ellipsis")
 
     def _receipts(self) -> Panel:
         lines = [Text.assemble((f"version {each.number:<4}", "bold"), *_progress(each)) for each in self._publishes]
