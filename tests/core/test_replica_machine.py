@@ -16,7 +16,7 @@ from contracts.stories import NOW_US
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.core.contents import config_names, thorough, views
+from tests.core.contents import config_names, views
 
 from heliograph.core import frames, proof
 from heliograph.core.errors import Refused, RolledBack
@@ -270,4 +270,4 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(thorough, stateful_step_count=50)
+TestWorld.settings = settings(max_examples=max(100, settings().max_examples), stateful_step_count=40)
