@@ -21,7 +21,7 @@ from heliograph.runtime.retry import until_available
 from heliograph.services.relay.copy import Copier
 from heliograph.services.relay.lead import Checkpoints, leading, versions_topic
 from heliograph.services.relay.settings import RelaySettings
-from heliograph.services.relay.tail import tails
+from heliograph.services.relay.tail import shared, tails
 from heliograph.telemetry import loop_lag
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
@@ -44,7 +44,7 @@ async def serve(settings: RelaySettings, *, ready: asyncio.Event, stop: asyncio.
     """Sets `ready` when it leads or stands by; returns once `stop` is set; raises when it cannot go on."""
     if not settings.kafka_bootstrap:
         raise InvalidRequest("a relay needs HELIOGRAPH_KAFKA_BOOTSTRAP; without Kafka no relay is needed")
-    metrics, readiness = Metrics(), Readiness("kafka")
+    metrics, readiness = Metrics(), Readiness("kafka", "database")
     app = make_app("relay", metrics=metrics, readiness=readiness)
     async with asyncio.TaskGroup() as group:
         group.create_task(serve_http(app, settings.listen_host, settings.relay_port, stop=stop, drain_s=settings.drain_s))
@@ -73,8 +73,12 @@ async def _relay(settings: RelaySettings, metrics: Metrics, readiness: Readiness
     producer = KafkaProducer(settings.kafka_bootstrap, options)
     try:
         readiness.met("kafka")
-        ready.set()
-        async with leading(url) as connection:
+
+        def on_standby() -> None:
+            readiness.met("database")
+            ready.set()
+
+        async with leading(url, timeout_s=settings.database_timeout_s, on_standby=on_standby) as connection:
             log.info("relay_leads")
             metrics.relay_leading.set(1)
             topic_id = await until_available(
@@ -83,7 +87,7 @@ async def _relay(settings: RelaySettings, metrics: Metrics, readiness: Readiness
             places = await until_available(lambda: asyncio.to_thread(tails, settings.kafka_bootstrap, topic, options))
             checkpoints = Checkpoints(connection, topic_id)
             kept = await checkpoints.load()
-            start = {shard: max(place, kept.get(shard, (0, 0))) for shard, place in places.items()}
+            start = await shared(connection, {shard: max(place, kept.get(shard, (0, 0))) for shard, place in places.items()})
             log.info("relay_resumes", positions=sum(position for _, position in start.values()))
             await _copy(
                 Copier(connection, producer, topic, start, settings, metrics),
@@ -148,9 +152,9 @@ async def _watch_lag(
         for row in rows:
             metrics.relay_lag_events.labels(str(row["shard"])).set(row["events"])
             metrics.relay_lag_seconds.labels(str(row["shard"])).set(row["seconds"])
-        if copier.stuck:
-            log.error("relay_stuck", waiting=copier.lag())
-            readiness.unmet("progress", "Kafka does not acknowledge")
+        if stuck := copier.stuck():
+            log.error("relay_stuck", shards=stuck, waiting=copier.lag())
+            readiness.unmet("progress", f"Kafka does not acknowledge shards {', '.join(map(str, stuck))}")
         else:
             readiness.met("progress")
         await asyncio.sleep(LAG_EVERY_S)

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from heliograph.core.errors import Corrupt
+from heliograph.core.errors import Corrupt, Unavailable
 from heliograph.core.events import SHARDS
 from heliograph.eventlog.kafka import KafkaProducer
 from heliograph.runtime.postgres import Connection, translating
@@ -26,6 +26,7 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 BATCH = 200
+FULL_S = 0.005
 _NEXT = f"""
 select e.* from unnest($1::int[], $2::bigint[]) c (shard, after)
 cross join lateral (
@@ -52,17 +53,16 @@ class Copier:
         self._metrics = metrics
         self._sent = {shard: start.get(shard, (0, 0)) for shard in range(SHARDS)}
         self.acknowledged = dict(self._sent)
-        self._acknowledged_at = time.monotonic()
+        self._moved_at = dict.fromkeys(self._sent, time.monotonic())  # acknowledged, or begun to wait
         self.wake = asyncio.Event()
 
     async def run(self) -> None:
         """Until cancelled. Raises Corrupt when the producer has failed for good, Unavailable when PostgreSQL is gone."""
         while True:
             self.wake.clear()
-            if self._producer.failed.done():
-                raise Corrupt(f"the Kafka producer failed for good: {self._producer.failed.result()}")
+            self._check_producer()
             if self._producer.in_flight > self._settings.in_flight:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(FULL_S)
                 continue
             if not await self._copy_some():
                 with suppress(TimeoutError):
@@ -72,12 +72,26 @@ class Copier:
         with translating():
             rows = await self._connection.fetch(_NEXT, list(self._sent), [position for _, position in self._sent.values()])
         for row in rows:
-            place = (row["timeline"], row["position"])
-            self._producer.produce(
-                self._topic, row["shard"], row["key"], row["body"], _headers(row), self._on_delivery(row["shard"], place)
-            )
-            self._sent[row["shard"]] = place
+            while not self._hand(row):
+                await asyncio.sleep(FULL_S)
+                self._check_producer()
         return len(rows)
+
+    def _check_producer(self) -> None:
+        if self._producer.failed.done():
+            raise Corrupt(f"the Kafka producer failed for good: {self._producer.failed.result()}")
+
+    def _hand(self, row: Any) -> bool:
+        """False when the producer takes none now: its queue is full, which it counts in bytes too, or it has failed."""
+        shard, place = row["shard"], (row["timeline"], row["position"])
+        try:
+            self._producer.produce(self._topic, shard, row["key"], row["body"], _headers(row), self._on_delivery(shard, place))
+        except Unavailable:
+            return False
+        if self._sent[shard] == self.acknowledged[shard]:
+            self._moved_at[shard] = time.monotonic()
+        self._sent[shard] = place
+        return True
 
     def _on_delivery(self, shard: int, place: tuple[int, int]) -> Callable[[object], None]:
         handed = time.monotonic()
@@ -86,9 +100,9 @@ class Copier:
             """In the producer's thread; single assignments of a dict are safe there."""
             if error is None:
                 self.acknowledged[shard] = place
-                self._acknowledged_at = time.monotonic()
+                self._moved_at[shard] = time.monotonic()
                 self._metrics.relay_published.labels(str(shard)).inc()
-                self._metrics.relay_publish_seconds.observe(self._acknowledged_at - handed)
+                self._metrics.relay_publish_seconds.observe(self._moved_at[shard] - handed)
             else:
                 log.error("relay_record_refused", shard=shard, position=place[1], error=str(error))
 
@@ -112,9 +126,12 @@ class Copier:
         """Records sent and not acknowledged."""
         return sum(sent[1] - self.acknowledged[shard][1] for shard, sent in self._sent.items())
 
-    @property
-    def stuck(self) -> bool:
-        return self.lag() > 0 and time.monotonic() - self._acknowledged_at > self._settings.stuck_s
+    def stuck(self) -> list[int]:
+        """Shards with records on their way of which Kafka has acknowledged none for too long."""
+        since = time.monotonic() - self._settings.stuck_s
+        return [
+            shard for shard, sent in self._sent.items() if sent != self.acknowledged[shard] and self._moved_at[shard] < since
+        ]
 
 
 def _headers(row: Any) -> list[tuple[str, bytes]]:

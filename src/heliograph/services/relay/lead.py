@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-import asyncpg
-
-from heliograph.core.errors import Unavailable
 from heliograph.eventlog.kafka import topic_name
 from heliograph.eventlog.ports import Stream
-from heliograph.runtime.postgres import Connection, translating
-from heliograph.runtime.retry import attempts
+from heliograph.runtime.postgres import Connection, connect, translating
+from heliograph.runtime.retry import until_available
 
 LOCK: Final = 0x72656C61  # "rela"
 TRY_S: Final = 0.1
 
 
 @asynccontextmanager
-async def leading(url: str) -> AsyncIterator[Connection]:
-    """Waits for the lead; the connection's session is the lead. Inside, `lost` of the connection ends everything."""
-    connection = await _connect(url)
+async def leading(url: str, *, timeout_s: float, on_standby: Callable[[], None]) -> AsyncIterator[Connection]:
+    """Waits for PostgreSQL, says so, and waits for the lead; the connection's session is the lead. Raises Unavailable when the session is lost
+    before; inside, its loss ends everything."""
+    connection = await until_available(lambda: connect(url, "heliograph relay leader", timeout_s=timeout_s), cap_s=1.0)
     try:
-        while not await connection.fetchval("select pg_try_advisory_lock($1)", LOCK):  # noqa: ASYNC110  # nobody tells us
-            await asyncio.sleep(TRY_S)
+        on_standby()
+        await _take_lock(connection)
         yield connection
     finally:
         connection.terminate()
 
 
-async def _connect(url: str) -> Connection:
-    async for _ in attempts(cap_s=1.0):
-        try:
-            with translating():
-                return await asyncpg.connect(url, timeout=5, server_settings={"application_name": "heliograph relay leader"})
-        except Unavailable:
-            continue
-    raise Unavailable
+async def _take_lock(connection: Connection) -> None:
+    with translating():
+        while not await connection.fetchval("select pg_try_advisory_lock($1)", LOCK):  # noqa: ASYNC110  # nobody tells us
+            await asyncio.sleep(TRY_S)
 
 
 class Checkpoints:
@@ -54,9 +48,10 @@ class Checkpoints:
 
     async def load(self) -> dict[int, tuple[int, int]]:
         """Only of this very topic: another one is another log, which is owed everything that is kept."""
-        rows = await self._connection.fetch(
-            "select shard, timeline, position from eventlog.checkpoint where topic = $1", self._topic_id
-        )
+        with translating():
+            rows = await self._connection.fetch(
+                "select shard, timeline, position from eventlog.checkpoint where topic = $1", self._topic_id
+            )
         return {row["shard"]: (row["timeline"], row["position"]) for row in rows}
 
     async def store(self, places: dict[int, tuple[int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Where a partition ends: the position from which the relay goes on."""
+"""Where a partition ends, and from which event of the table the relay goes on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from heliograph.core.errors import Unavailable
 from heliograph.core.events import SHARDS
 from heliograph.eventlog.kafka import CONSUMER, Options
+from heliograph.runtime.postgres import Connection, translating
 
 CALL_S: Final = 10.0
 FIRST_LOOK: Final = 8
 Place = tuple[int, int]  # (timeline, position)
+_LAST_SHARED = """
+select t.shard, least(t.position, coalesce(
+  (select e.position from eventlog.event e where e.shard = t.shard and e.position <= t.position and e.timeline <= t.timeline
+   order by e.position desc limit 1),
+  (select min(e.position) - 1 from eventlog.event e where e.shard = t.shard),
+  s.next_position - 1
+)) as position
+from unnest($1::int[], $2::int[], $3::bigint[]) t (shard, timeline, position) join eventlog.event_shard s using (shard)
+"""
 
 
 def tails(bootstrap: str, topic: str, options: Options) -> dict[int, Place]:
@@ -70,3 +80,15 @@ def place_of(message: Message) -> Place:
     pairs = cast("list[tuple[str, bytes]]", message.headers() or [])
     headers = dict(pairs)
     return int(headers.get("timeline", b"1")), int(headers["position"])
+
+
+async def shared(connection: Connection, places: dict[int, Place]) -> dict[int, Place]:
+    """The last event of each shard that Kafka and the table both have. Raises Unavailable.
+
+    That is Kafka's last one, unless PostgreSQL was promoted without its newest events: their positions are used again on the higher timeline,
+    and those are owed to Kafka although it has the positions.
+    """
+    timelines, positions = zip(*places.values(), strict=True)
+    with translating():
+        rows = await connection.fetch(_LAST_SHARED, list(places), timelines, positions)
+    return {row["shard"]: (places[row["shard"]][0], row["position"]) for row in rows}
