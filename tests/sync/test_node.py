@@ -15,6 +15,7 @@ from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, PATH, head_o
 
 from heliograph.core import frames
 from heliograph.core.events import shard_of
+from heliograph.services.sync import stream
 
 
 async def metric(world: Any, name: str) -> float:
@@ -109,8 +110,33 @@ async def test_other_environments_go_on_beside_a_poisoned_one(world, database):
 
 
 @pytest.fixture
-def sync_settings():
+def sync_settings(monkeypatch):
+    monkeypatch.setattr(stream, "HANDSHAKE_S", 1.0)
     return {"stall_s": 1.0, "hello_s": 1.0}
+
+
+async def test_handshakes_that_trickle_in_are_cut_off_and_others_are_served(world):
+    """Slow loris: each sends its upgrade a byte now and then, and never to the end."""
+    port = int(world.stream.split(":")[2].split("/")[0])
+    slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+    for _, writer in slow:
+        writer.write(b"GET /v1/stream HTTP/1.1\r\nHost: x\r\n")
+
+    async def trickle():
+        while True:
+            for _, writer in slow:
+                writer.write(b"X")
+            await asyncio.sleep(0.05)
+
+    trickling = asyncio.create_task(trickle())
+    async with world.client() as healthy:
+        await healthy.until(1)
+    async with asyncio.timeout(DEADLINE_S):
+        answers = await asyncio.gather(*(reader.read() for reader, _ in slow), return_exceptions=True)
+    assert not any(isinstance(answer, bytes) and b" 101 " in answer for answer in answers)
+    trickling.cancel()
+    for _, writer in slow:
+        writer.close()
 
 
 async def test_hello_must_come_in_time(world):
