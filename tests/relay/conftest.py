@@ -16,6 +16,7 @@ from tests.end_to_end.processes import Managed
 
 from heliograph.eventlog.kafka import KafkaReader
 from heliograph.eventlog.ports import Gap, Record, Stream
+from heliograph.runtime.retry import until_available
 from heliograph.services.relay.app import serve
 from heliograph.services.relay.settings import RelaySettings
 
@@ -117,7 +118,7 @@ class Relayed:
     async def appended(self) -> int:
         """Records in Kafka, copies counted."""
         async with self.reader() as reader:
-            return sum((await reader.end()).values())
+            return sum((await until_available(reader.end)).values())
 
     async def appended_at_least(self, count: int) -> None:
         async with asyncio.timeout(PATIENCE_S):
