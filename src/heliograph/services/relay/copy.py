@@ -66,7 +66,9 @@ class Copier:
                 continue
             if not await self._copy_some():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self.wake.wait(), self._settings.poll_s)
+                    # not wait_for: Python 3.11's loses a cancel that comes with the wake
+                    async with asyncio.timeout(self._settings.poll_s):
+                        await self.wake.wait()
 
     async def _copy_some(self) -> int:
         with translating():
