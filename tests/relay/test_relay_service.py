@@ -175,7 +175,8 @@ async def test_nothing_is_lost_while_postgresql_is_away_at_the_start_and_later(r
 @pytest.fixture
 async def copier(relayed, database):
     """Copies one event of each of the shards 3 and 4 to a broker that is not there."""
-    producer = KafkaProducer(f"127.0.0.1:{free_port()}", {})
+    quiet = {"log_level": 0, "reconnect.backoff.ms": 60_000, "reconnect.backoff.max.ms": 60_000}
+    producer = KafkaProducer(f"127.0.0.1:{free_port()}", quiet)
     async with relayed.connected("heliograph_relay") as connection:
         copier = Copier(connection, producer, versions_topic("nowhere"), {}, relayed.settings(stuck_s=60, poll_s=60), Metrics())
         copier._moved_at = dict.fromkeys(copier._moved_at, time.monotonic() - 3600)  # an hour of silence
@@ -197,7 +198,7 @@ async def test_a_stuck_shard_is_named_even_if_others_move(copier):
     assert copier.stuck() == [3]
 
 
-@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("turns", [0, 1, 2])
 async def test_a_copier_that_is_woken_in_the_moment_it_is_cancelled_ends(copier, turns):
     task = asyncio.create_task(copier.run())
     async with asyncio.timeout(60):
