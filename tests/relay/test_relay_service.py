@@ -150,9 +150,6 @@ async def own_postgres(relayed, public_folder):
 
 
 @pytest.mark.postgres
-@pytest.mark.xfail(
-    strict=False, reason="runtime.postgres.listen may lose its cancel when every session ends at once; then the relay hangs"
-)
 async def test_nothing_is_lost_while_postgresql_is_away_at_the_start_and_later(relayed, processes, own_postgres):
     await relayed.commit(3, b"before")
     await own_postgres.kill()

@@ -46,7 +46,8 @@ async def _end(child: asyncio.subprocess.Process) -> None:
     child.stdin.close()
     for insist in (child.terminate, child.kill):
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(child.wait(), STOP_S)
+            async with asyncio.timeout(STOP_S):
+                await child.wait()
             return
         with contextlib.suppress(ProcessLookupError):
             insist()

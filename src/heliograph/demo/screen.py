@@ -70,7 +70,8 @@ class Screen:
         for each in unfinished:
             await self._ask(each)
         try:
-            await asyncio.wait_for(self._fleet.changed(), LOOK_S if unfinished else PATIENCE_S)
+            async with asyncio.timeout(LOOK_S if unfinished else PATIENCE_S):
+                await self._fleet.changed()
         except TimeoutError:
             return
 

@@ -48,7 +48,8 @@ async def own(data_dir: Path) -> AsyncIterator[Stack]:
     async with python("heliograph.cli", arguments, log) as child:
         assert child.stdout
         try:
-            line = await asyncio.wait_for(child.stdout.readline(), START_S)
+            async with asyncio.timeout(START_S):
+                line = await child.stdout.readline()
         except TimeoutError:
             raise TimedOut(f"the services were not ready after {START_S:.0f} s; see {log}") from None
         if not line:

@@ -375,7 +375,8 @@ class KafkaAppender:
             headers = [("committed_at_us", stamp), *([("traceparent", each.trace.encode())] if each.trace else [])]
             self._producer.produce(self._topic, each.shard, each.key, each.body, headers, receipt.delivered)
         try:
-            await asyncio.wait_for(receipt.all, APPEND_S)
+            async with asyncio.timeout(APPEND_S):
+                await receipt.all
         except TimeoutError:
             raise Unavailable("Kafka does not acknowledge", retry_after=1) from None
 

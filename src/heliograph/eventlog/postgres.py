@@ -85,7 +85,8 @@ class PostgresReader:
                 yield self._in_order(rows, at)
             else:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(wake.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await wake.wait()
 
     def _in_order(self, rows: list[asyncpg.Record], at: Marks) -> list[Record | Gap]:
         out: list[Record | Gap] = []

@@ -111,7 +111,8 @@ class EmbeddedPostgres:
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGINT)
             try:
-                await asyncio.wait_for(self.ended(), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await self.ended()
             except TimeoutError:
                 self._child.kill()
                 await self.ended()

@@ -91,7 +91,8 @@ class _BoundedPool(_Base):
     async def close(self) -> None:
         """What is still in use after CLOSE_S seconds is cut off."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(super().close(), CLOSE_S)
+            async with asyncio.timeout(CLOSE_S):
+                await super().close()
 
 
 async def open_pool(
@@ -135,7 +136,8 @@ async def connect(url: str, application_name: str, *, timeout_s: float | None = 
 async def disconnect(connection: Connection) -> None:
     """Closes it, politely for two seconds. Never raises for a connection that is broken already."""
     try:
-        await asyncio.wait_for(connection.close(), 2)
+        async with asyncio.timeout(2):
+            await connection.close()
     except (TimeoutError, *_AWAY):
         connection.terminate()
 
@@ -195,5 +197,6 @@ async def _listen_on(connection: Connection, channel: str, notify: Callable[[], 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:
     with suppress(TimeoutError):
-        return await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            return await event.wait()
     return False

@@ -43,7 +43,8 @@ class Auditor:
         while True:
             if not await self.post_due():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._closed.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._closed.wait()
                 self._closed.clear()
 
     async def post_due(self) -> int:

@@ -94,7 +94,8 @@ class Keeper:
             await self.tick()
             await asyncio.sleep(PAUSE_S)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ledger.hurry.wait(), self._settings.tick_s)
+                async with asyncio.timeout(self._settings.tick_s):
+                    await self._ledger.hurry.wait()
             self._ledger.hurry.clear()
 
     async def _every(self, seconds: float, chore: Callable[[], Awaitable[None]]) -> None:

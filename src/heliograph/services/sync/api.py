@@ -13,7 +13,7 @@ from heliograph.access.permissions import Action, allow
 from heliograph.access.principal import Authenticator, Principal
 from heliograph.core import frames, names
 from heliograph.core.dsse import to_envelope
-from heliograph.core.errors import Forbidden, Invalid, InvalidRequest, NotReady, TooLarge
+from heliograph.core.errors import Forbidden, Invalid, InvalidRequest, NotReady, TooLarge, Unavailable
 from heliograph.core.events import Received
 from heliograph.core.records import HEAD_TYPE, Cursor
 from heliograph.runtime.clock import now_us
@@ -111,7 +111,8 @@ async def _frame(environment: Environment, view: names.View, have: Cursor, wait_
     """The frame that the stream would send to a client at `have`; held up to `wait_s` while there is nothing new."""
     if environment.cursor == have and wait_s:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(environment.moved_from(have), wait_s)
+            async with asyncio.timeout(wait_s):
+                await environment.moved_from(have)
     headers = {"Cache-Control": "no-store"}
     if environment.cursor == have:
         return RawJson(environment.current(0), headers=headers)
@@ -174,5 +175,10 @@ async def _keep(outbox: Outbox, receipts: list[Received]) -> None:
 
     for each in receipts:
         outbox.put(each, each.instance, durable)
-    if receipts:
-        await asyncio.wait_for(done.wait(), STORE_S)
+    if not receipts:
+        return
+    try:
+        async with asyncio.timeout(STORE_S):
+            await done.wait()
+    except TimeoutError:
+        raise Unavailable("the log takes no receipts now; post them again", retry_after=1) from None

@@ -122,7 +122,8 @@ class Hub:
         self._sought.setdefault(key, []).append(found)
         self.look_for(*key)
         try:
-            answer = await asyncio.wait_for(found, FIND_S)
+            async with asyncio.timeout(FIND_S):
+                answer = await found
         except TimeoutError:
             raise NotReady(
                 f"whether there is an environment {namespace}/{environment} is not known now", retry_after=1
