@@ -28,7 +28,7 @@ stack: $(RUN)  ## Each service as its own process on a real PostgreSQL and a rea
 .PHONY: test check lint types imports soak bench setup servers lock clean help
 test: setup  ## Install what the tests need, then run everything (ARGS=… goes to pytest)
 	@$(MAKE) --no-print-directory check
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 check: lint types imports  ## Formatting, lint, types, import contracts
 
