@@ -160,7 +160,7 @@ class KafkaReader:
             self._options, [TopicPartition(self._topic, shard, after.get(shard, OFFSET_BEGINNING)) for shard in range(SHARDS)]
         )
         self._pumps.append(pump)
-        order = _Order(self._stream)
+        order = _Order(self._stream, after)
         try:
             async for messages in pump.batches():
                 if batch := order.take(messages):
@@ -175,10 +175,12 @@ class KafkaReader:
 
 
 class _Order:
-    """Drops copies and finds gaps, by the position in the headers; receipts have none and go by offset."""
+    """Drops copies and finds gaps, by the position in the headers; receipts have none and go by offset. What is missing before a shard's first
+    record shows by its offset: it should be the mark that the reader began at."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, after: Mapping[int, int]) -> None:
         self._stream = stream
+        self._after = after
         self._last: dict[int, tuple[int, int]] = {}
 
     def take(self, messages: Sequence[Message]) -> list[Record | Gap]:
@@ -191,11 +193,16 @@ class _Order:
             last = self._last.get(record.shard)
             if last is not None and (record.timeline, record.position) <= last:
                 continue
-            if last is not None and record.position != last[1] + 1:
+            if self._is_gap(record, last):
                 out.append(Gap(record.shard))
             self._last[record.shard] = (record.timeline, record.position)
             out.append(record)
         return out
+
+    def _is_gap(self, record: Record, last: tuple[int, int] | None) -> bool:
+        if last is None:
+            return record.mark > self._after.get(record.shard, 0) + 1
+        return record.position != last[1] + 1
 
     def _record(self, message: Message) -> Record:
         pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
@@ -358,6 +365,7 @@ class KafkaAppender:
         self._topic = topic_name(prefix, stream)
         self._options = options
         self._producer: KafkaProducer | None = None
+        self._closed = False
 
     def warm(self) -> None:
         """Makes the producer now: the first message of a fresh one waits half a second for its id."""
@@ -367,6 +375,8 @@ class KafkaAppender:
     async def append(self, records: Sequence[NewRecord]) -> None:
         if not records:
             return
+        if self._closed:
+            raise Unavailable("the log is closed")
         self.warm()
         assert self._producer is not None  # one without messages on their way is falsy
         receipt = _Deliveries(len(records))
@@ -381,6 +391,8 @@ class KafkaAppender:
             raise Unavailable("Kafka does not acknowledge", retry_after=1) from None
 
     async def close(self) -> None:
+        """What was handed over before is finished first."""
+        self._closed = True
         if self._producer is not None:
             await self._producer.close()
 

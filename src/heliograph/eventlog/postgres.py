@@ -44,6 +44,8 @@ class PostgresReader:
         self._stream = stream
         self._table = _TABLE[stream]
         self._sql = _NEXT.replace("{table}", self._table).replace("{batch}", str(BATCH))
+        self._closed = False
+        self._wakes: set[asyncio.Event] = set()
 
     async def identity(self) -> str:
         with translating():
@@ -63,6 +65,7 @@ class PostgresReader:
 
     async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
         wake = asyncio.Event()
+        self._wakes.add(wake)
         listening = asyncio.create_task(
             listen(self._url, _CHANNEL[self._stream], wake.set, application_name=f"heliograph {self._stream} reader")
         )
@@ -72,12 +75,15 @@ class PostgresReader:
                 with suppress(Unavailable):
                     async for batch in self._batches(at, wake):
                         yield batch
+                if self._closed:
+                    return
         finally:
+            self._wakes.discard(wake)
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _batches(self, at: Marks, wake: asyncio.Event) -> AsyncIterator[list[Record | Gap]]:
-        while True:
+        while not self._closed:
             wake.clear()
             with translating():
                 rows = await self._pool.fetch(self._sql, list(at), list(at.values()))
@@ -111,7 +117,10 @@ class PostgresReader:
         return out
 
     async def close(self) -> None:
-        """The pool is the log's."""
+        """Ends what it reads, at the latest after the statement under way. The pool is the log's."""
+        self._closed = True
+        for wake in self._wakes:
+            wake.set()
 
 
 class PostgresAppender:
@@ -126,10 +135,13 @@ class PostgresAppender:
         self._queued = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._work = asyncio.Event()
+        self._closed = False
 
     async def append(self, records: Sequence[NewRecord]) -> None:
         if not records:
             return
+        if self._closed:
+            raise Unavailable("the log is closed")
         if self._queued > QUEUE_LIMIT:
             raise Unavailable("too many receipts wait for the log", retry_after=1)
         if not self._tasks:
@@ -183,6 +195,7 @@ class PostgresAppender:
 
     async def close(self) -> None:
         """What was handed over before is finished first."""
+        self._closed = True
         if self._waiting:
             await asyncio.wait([done for _, done in self._waiting])
         for task in self._tasks:
@@ -196,20 +209,23 @@ class PostgresLog:
     def __init__(self, url: str, pool: Pool) -> None:
         self._url = url
         self._pool = pool
-        self._appenders: list[PostgresAppender] = []
+        self._made: list[PostgresReader | PostgresAppender] = []
 
     @classmethod
     async def open(cls, url: str, application_name: str) -> PostgresLog:
         return cls(url, await open_pool(url, f"{application_name} log", size=4))
 
     def reader(self, stream: Stream) -> PostgresReader:
-        return PostgresReader(self._url, self._pool, stream)
+        reader = PostgresReader(self._url, self._pool, stream)
+        self._made.append(reader)
+        return reader
 
     def appender(self, stream: Stream) -> PostgresAppender:
-        self._appenders.append(PostgresAppender(self._pool, stream))
-        return self._appenders[-1]
+        appender = PostgresAppender(self._pool, stream)
+        self._made.append(appender)
+        return appender
 
     async def close(self) -> None:
-        for each in self._appenders:
+        for each in self._made:
             await each.close()
         await self._pool.close()
