@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from heliograph.core.errors import Corrupt, Unavailable
 from heliograph.core.events import SHARDS
@@ -74,7 +74,7 @@ def create_topics(
     bootstrap: str, prefix: str, options: Options, *, replicas: int = 1, config: Mapping[str, str] | None = None
 ) -> None:
     """Makes what is missing and waits until every partition has a leader. Blocks; call it in a thread. Raises Unavailable."""
-    admin = AdminClient({"bootstrap.servers": bootstrap, **_CONNECTION, **options})
+    admin = _admin(bootstrap, options)
     try:
         present = admin.list_topics(timeout=CALL_S).topics
         names = [topic_name(prefix, stream) for stream in (Stream.VERSIONS, Stream.RECEIPTS)]
@@ -98,13 +98,26 @@ def _ignoring_present(call: Callable[[], object]) -> None:
 
 
 def _await_leaders(admin: AdminClient, name: str) -> None:
-    """Created is not yet led."""
+    """Created is not yet led, and a leader that is named does not yet know that it leads: asked for its offsets, it does."""
     for _ in range(200):
-        partitions = admin.list_topics(name, timeout=CALL_S).topics[name].partitions
-        if len(partitions) >= SHARDS and all(each.leader >= 0 for each in partitions.values()):
+        try:
+            _offsets(admin, name, OffsetSpec.latest())  # type: ignore[no-untyped-call]
             return
-        threading.Event().wait(0.05)
+        except KafkaException:
+            threading.Event().wait(0.05)
     raise Unavailable(f"Kafka: the partitions of {name} have no leaders", retry_after=1)
+
+
+def _admin(bootstrap: str, options: Options) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap, **_CONNECTION, **options})
+
+
+def _offsets(admin: AdminClient, topic: str, which: OffsetSpec) -> Marks:
+    """Of every shard, in one request to each broker."""
+    asked = admin.list_offsets(
+        dict.fromkeys((TopicPartition(topic, shard) for shard in range(SHARDS)), which), request_timeout=CALL_S
+    )
+    return {partition.partition: found.result(CALL_S).offset for partition, found in asked.items()}
 
 
 def _said(error: KafkaException) -> str:
@@ -123,37 +136,27 @@ class KafkaReader:
     def __init__(self, bootstrap: str, prefix: str, stream: Stream, options: Options) -> None:
         self._topic = topic_name(prefix, stream)
         self._stream = stream
+        self._bootstrap = bootstrap
+        self._given = options
         self._options = {"bootstrap.servers": bootstrap, **CONSUMER, **options, "error_cb": _note}
         self._pumps: list[_Pump] = []
 
     async def identity(self) -> str:
         def ask() -> str:
-            admin = AdminClient(
-                {key: value for key, value in self._options.items() if key in _CONNECTION or key == "bootstrap.servers"}
-            )
+            admin = _admin(self._bootstrap, self._given)
             described = admin.describe_topics(_topics([self._topic]))[self._topic].result(CALL_S)
             return f"kafka:{described.topic_id}"
 
         return await _in_thread(ask)
 
     async def end(self) -> Marks:
-        return {shard: high for shard, (_, high) in (await self._watermarks()).items()}
+        return await self._marks(OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
     async def earliest(self) -> Marks:
-        return {shard: low for shard, (low, _) in (await self._watermarks()).items()}
+        return await self._marks(OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
-    async def _watermarks(self) -> dict[int, tuple[int, int]]:
-        def ask() -> dict[int, tuple[int, int]]:
-            consumer = Consumer(self._options)
-            try:
-                return {
-                    shard: consumer.get_watermark_offsets(TopicPartition(self._topic, shard), timeout=CALL_S, cached=False)
-                    for shard in range(SHARDS)
-                }
-            finally:
-                consumer.close()
-
-        return await _in_thread(ask)
+    async def _marks(self, which: OffsetSpec) -> Marks:
+        return await _in_thread(lambda: _offsets(_admin(self._bootstrap, self._given), self._topic, which))
 
     async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
         pump = _Pump(
