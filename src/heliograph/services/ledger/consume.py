@@ -8,6 +8,7 @@ between the two repeats it without a trace.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final, cast
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 
 STREAMS: Final = (Stream.VERSIONS, Stream.RECEIPTS)
 MAX_RECORDS: Final = 2000  # a transaction of some 50 ms; more would make waiters wait for each other
+GATHER_S: Final = 0.02
+"""Records of one fan-out come in a burst: wait for more of them than the first, and let the fan-out have the machine meanwhile."""
 QUEUED_BATCHES: Final = 8  # read ahead while a transaction commits
 HEADS_ATTEMPTS: Final = 5
 
@@ -140,6 +143,7 @@ class Consumer:
     async def _take_in(self) -> None:
         while True:
             records = await self._queue.get()
+            await asyncio.sleep(GATHER_S)
             while len(records) < MAX_RECORDS and not self._queue.empty():
                 records = records + self._queue.get_nowait()
             started = asyncio.get_running_loop().time()
@@ -175,8 +179,8 @@ class Consumer:
                 await self._writer.set_progress(stream, reached)
         self._progress |= progress
         self._ledger.took_in(batch, earlier)
-        for _, answer in batch.answers.values():
-            self._metrics.receipts.labels(answer.state).inc()
+        for state, count in Counter(answer.state for _, answer in batch.answers.values()).items():
+            self._metrics.receipts.labels(state).inc(count)
 
     def _after(self, records: Sequence[Record]) -> dict[Stream, Progress]:
         marks: dict[Stream, Marks] = {}
