@@ -1,4 +1,4 @@
-"""`python -m bench [propagation|commit …]`: measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [propagation|commit|authors …]`: measures, prints, and writes docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import commit_cost, report, stacks
+from bench import authors, commit_cost, report, stacks
 from bench.propagation import Result, measure
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["all", "propagation", "commit"], default="all")
+    parser.add_argument("what", nargs="?", choices=["all", "propagation", "commit", "authors"], default="all")
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
     parser.add_argument("--clients", type=int, default=1000, help="synthetic clients")
     parser.add_argument("--sdks", type=int, default=20, help="real SDK processes")
@@ -59,6 +59,11 @@ def main() -> None:
         print(text)
         if not options.dry:
             report.replace_section("commit", "make bench ARGS=commit", text)
+    if options.what in ("all", "authors"):
+        text = asyncio.run(authors.measure())
+        print(text)
+        if not options.dry:
+            report.replace_section("authors", "make bench ARGS=authors", text)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from tests.conftest import free_port
 from tests.fixtures.postgres import SCRIPT, require
 from tests.registry.conftest import Author, good, problem, running
 
+from heliograph.keys import local as keys
+from heliograph.runtime.clock import now_us
 from heliograph.runtime.migrate import migrate
 from heliograph.services.registry.settings import RegistrySettings
 
@@ -87,6 +89,25 @@ async def _is_refused(author: Author, why: str) -> bool:
 async def _is_unready(author: Author, why: str) -> bool:
     answer = await author.http.get("/readyz")
     return answer.status_code == 503 and why in answer.text
+
+
+# --- keys that have expired ------------------------------------------------------------------------------------------------------------
+
+
+async def test_with_an_expired_trust_root_nothing_is_signed_and_a_new_one_mends_it(settings, monkeypatch):
+    year_us = 365 * 24 * 3600 * 1_000_000
+    async with author_of(settings) as author:
+        good(await author.put("limits", {"max": 1}), 201)
+        with monkeypatch.context() as later:
+            later.setattr(keys, "now_us", lambda: now_us() + 11 * year_us)
+            told = problem(await author.put("limits", {"max": 2}), 503, "unavailable")["detail"]
+            assert "the trust root expired at 20" in told
+            assert "root.json" in told
+            assert good(await author.get("/configs/limits")) == {"max": 1}
+        metrics = (await author.http.get("/metrics")).text
+        expires_at = float(metrics.split("heliograph_trust_expires_at_seconds ")[-1].split()[0])
+        assert 9 * year_us < expires_at * 1e6 - now_us() < 11 * year_us
+        assert good(await author.put("limits", {"max": 2}), 201)["number"] == 3
 
 
 # --- a full disk ----------------------------------------------------------------------------------------------------------------------

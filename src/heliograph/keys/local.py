@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from heliograph.core import dsse
 from heliograph.core.canonical import canonical
 from heliograph.core.digest import Digest
-from heliograph.core.errors import Corrupt, InvalidRequest
+from heliograph.core.errors import Corrupt, InvalidRequest, Unavailable
 from heliograph.core.records import ROOT_TYPE, Signed
-from heliograph.core.times import to_text
+from heliograph.core.times import to_text, to_us
 from heliograph.core.trust import Role, Roles, Root, anchor_of
+from heliograph.runtime.clock import now_us
 
 ROOT_LIFE_US = 10 * 365 * 24 * 3600 * 1_000_000
 STATEMENT = "root.json"
@@ -30,14 +31,20 @@ NAMES = ("root", "commit", "head")
 
 
 class LocalSigner:
-    """A key in memory; masked in reprs."""
+    """A key in memory; masked in reprs. Signs until the statement that names it expires: what it signs later no client has a reason to believe."""
 
-    def __init__(self, key: Ed25519PrivateKey) -> None:
+    def __init__(self, key: Ed25519PrivateKey, expires_at_us: int = 2**62) -> None:
         self._key = key
+        self._expires_at_us = expires_at_us
         self.public = key.public_key().public_bytes_raw()
         self.keyid = dsse.key_id(self.public)
 
     async def sign(self, message: bytes) -> bytes:
+        if now_us() >= self._expires_at_us:
+            expired = to_text(self._expires_at_us)
+            raise Unavailable(
+                f"the trust root expired at {expired}, so nothing can be signed: put a new {STATEMENT} in the key folder"
+            )
         return self.sign_now(message)
 
     def sign_now(self, message: bytes) -> bytes:
@@ -49,12 +56,13 @@ class LocalSigner:
 
 @dataclass(frozen=True, slots=True)
 class LocalKeys:
-    """`statement` is the signed root: it names the public keys and their roles. `anchor` is what client tokens carry."""
+    """`statement` is the signed root: it names the public keys and their roles, until it expires. `anchor` is what client tokens carry."""
 
     commit: LocalSigner
     head: LocalSigner
     statement: Signed
     anchor: Digest
+    expires_at_us: int
 
     @classmethod
     def open_or_create(cls, folder: Path, *, history_exists: bool, now_us: int) -> LocalKeys:
@@ -68,10 +76,13 @@ class LocalKeys:
         _refuse_open(folder, 0o700)
         statement = msgspec.json.decode((folder / STATEMENT).read_bytes(), type=Signed)
         root = msgspec.json.decode(statement.payload, type=Root)
+        expires_at_us = to_us(root.expires_at)
         commit, head = (
-            _open(folder / f"{name}.pem", role) for name, role in (("commit", root.roles.commit), ("head", root.roles.head))
+            _open(folder / f"{name}.pem", role, expires_at_us)
+            for name, role in (("commit", root.roles.commit), ("head", root.roles.head))
         )
-        return cls(commit, head, statement, anchor_of(base64.b64decode(root.keys[root.roles.root.keyids[0]])))
+        anchor = anchor_of(base64.b64decode(root.keys[root.roles.root.keyids[0]]))
+        return cls(commit, head, statement, anchor, expires_at_us)
 
 
 def _create(folder: Path, now_us: int) -> None:
@@ -96,14 +107,14 @@ def _statement(signers: dict[str, LocalSigner], now_us: int) -> Signed:
     return dsse.attach(payload, [(signers["root"].keyid, signers["root"].sign_now(dsse.pae(ROOT_TYPE, payload)))])
 
 
-def _open(path: Path, role: Role) -> LocalSigner:
+def _open(path: Path, role: Role, expires_at_us: int) -> LocalSigner:
     if not path.exists():
         raise Corrupt(f"the key file {path} is missing: restore it from the backup; clients would refuse a new one")
     _refuse_open(path, 0o600)
     key = load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, Ed25519PrivateKey):
         raise Corrupt(f"{path} is not an Ed25519 key")
-    signer = LocalSigner(key)
+    signer = LocalSigner(key, expires_at_us)
     if signer.keyid not in role.keyids:
         raise Corrupt(f"{path} is not the key that the root statement names")
     return signer

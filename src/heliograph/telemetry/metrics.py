@@ -73,6 +73,9 @@ class Metrics:
             "publish_seconds", "A publish by stage: validate, prepare, sign, commit, wait", "stage"
         )
         self.head_age_seconds = self._gauge("head_age_seconds", "Age of the oldest signed head")
+        self.trust_expires_at_seconds = self._gauge(
+            "trust_expires_at_seconds", "Unix time at which the trust root expires and signing ends"
+        )
         self.heads_renewed = self._counter("heads_renewed_total", "Signed heads renewed")
         self.authentications = self._counter("authentications_total", "Tokens checked, by outcome", "outcome")
 

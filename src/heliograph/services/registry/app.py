@@ -93,6 +93,7 @@ def wire(
     metrics: Metrics,
 ) -> tuple[Upkeep, Context]:
     objects = Objects(store, node_bytes=settings.node_cache_bytes, text_bytes=settings.text_cache_bytes)
+    metrics.trust_expires_at_seconds.set(keys.expires_at_us / 1e6)
     head_life_us = int(settings.head_life_s * 1e6)
     commits = Commits(store, objects, Signers(keys.commit, keys.head), bell, metrics, head_life_us=head_life_us)
     three_way = ThreeWay(store, objects)
