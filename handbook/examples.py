@@ -1,4 +1,4 @@
-"""The shell blocks and programs of the prose pages: what tests run, and what the reference shows as examples.
+"""The shell blocks and programs of the guides: what tests run, and what the reference shows as examples.
 
 In a page, each line of an indented block is a command; a block fenced as ``sh`` is one script; one fenced as ``python`` whose first line is a
 comment with a file's name is that file. A comment before a block says what else is true of it:
@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
 _BLOCK: Final = re.compile(
-    r"^<!--(?P<remark>.+?)-->$|^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|^(?P<indented>(?:    .*\n)+)",
+    r"^<!--(?P<remark>[^\n]+?)-->$|^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|^(?P<indented>(?:    [^\n]*\n)+)",
     re.MULTILINE | re.DOTALL,
 )
 _PROGRAM: Final = "heliograph "
@@ -80,10 +80,9 @@ def _told(remark: str) -> tuple[int | Literal["any"], str]:
     return 0, rest.strip() if word == "not run" else ""
 
 
-def prose() -> list[Path]:
-    """Every page that a person wrote, the tutorial first."""
-    found = sorted(each for each in DOCS.rglob("*.md") if "reference" not in each.relative_to(DOCS).parts)
-    return sorted(found, key=lambda each: each.name != "tutorial.md")
+def guides() -> list[Path]:
+    """Pages that are followed with a shell at hand: the tutorial first, then the guides."""
+    return [DOCS / "tutorial.md", *sorted((DOCS / "how-to").glob("*.md"))]
 
 
 def examples_of(words: str) -> list[Example]:
@@ -98,7 +97,7 @@ def _examples() -> tuple[Example, ...]:
 
 
 def _found() -> Iterator[Example]:
-    for path in prose():
+    for path in guides():
         text = path.read_text()
         title = text.splitlines()[0].removeprefix("# ")
         for step in steps(text):
