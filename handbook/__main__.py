@@ -1,7 +1,8 @@
-"""Writes every reference page. What is not made any more is deleted."""
+"""Writes every reference page, and the table of alerts. What is not made any more is deleted."""
 
 from __future__ import annotations
 
+from handbook import alerts
 from handbook.reference import FOLDER, pages
 
 
@@ -13,6 +14,7 @@ def main() -> None:
     for old in FOLDER.glob("*.md"):
         if old.name not in made:
             old.unlink()
+    alerts.PAGE.write_text(alerts.page())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from handbook.examples import Step
+from tests.end_to_end.processes import ROOT
 
 DEADLINE_S = 60
 PROGRAM = "python "
@@ -106,7 +107,8 @@ async def reading(folder: Path, data: Path, places: Mapping[str, str], env: Mapp
     folder.mkdir()
     (folder / ".heliograph").symlink_to(data)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    reader = Reader(folder, {**os.environ, "PATH": path, "HOME": str(folder), **env}, places)
+    ours = {"PATH": path, "HOME": str(folder), "PYTHONPATH": str(ROOT / "src")}  # of this checkout, from any folder
+    reader = Reader(folder, {**os.environ, **ours, **env}, places)
     try:
         yield reader
     finally:
