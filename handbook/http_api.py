@@ -8,15 +8,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from handbook.markdown import code, join, plain, table
 from heliograph.services.ledger.api import Api as LedgerApi
+from heliograph.services.ledger.report import Report
+from heliograph.services.ledger.views import DriftView, InstanceView, ReceiptView
+from heliograph.services.sync.api import PolledReceipts
 from heliograph.services.sync.api import make_router as sync_router
 
 CONTRACT: Final = Path(__file__).resolve().parents[1] / "contracts/openapi.json"
 _STATUS: Final = {"default": "otherwise"}
+_REF: Final = "#/components/schemas/{name}"
+
+# what the routes of sync and ledger take and give; a list is a page of its items
+_TAKES: Final[dict[str, type[msgspec.Struct]]] = {"/v1/receipts": PolledReceipts}
+_GIVES: Final[dict[str, type[msgspec.Struct]]] = {"/v1/propagations/{namespace}/{environment}/{number}": Report}
+_LISTS: Final[dict[str, type[msgspec.Struct]]] = {
+    "/v1/propagations/{namespace}/{environment}/{number}/receipts": ReceiptView,
+    "/v1/instances/{namespace}/{environment}": InstanceView,
+    "/v1/drift/{namespace}/{environment}": DriftView,
+}
 
 Json = dict[str, Any]
 
@@ -39,8 +53,8 @@ def page() -> str:
         "Who runs what. On the ledger's own port.",
         *_operations(described_ledger()),
         "## Shapes",
-        "What bodies and answers of the registry are made of.",
-        *(_shape(name, schema) for name, schema in sorted(told["components"]["schemas"].items())),
+        "What bodies and answers are made of.",
+        *(_shape(name, schema) for name, schema in sorted((told["components"]["schemas"] | _own_shapes()).items())),
     )
 
 
@@ -52,13 +66,47 @@ def described_sync() -> Json:
 def described_ledger() -> Json:
     app = FastAPI()
     LedgerApi(*[None] * len(inspect.signature(LedgerApi).parameters)).add_to(app)  # type: ignore[arg-type]
-    return get_openapi(title="ledger", version="1", routes=app.routes)
+    return _completed(app)
 
 
 def _described(router: APIRouter) -> Json:
     app = FastAPI()
     app.include_router(router)
-    return get_openapi(title="sync", version="1", routes=app.routes)
+    return _completed(app)
+
+
+def _completed(app: FastAPI) -> Json:
+    """With the shapes, which handlers that write their own bytes do not tell."""
+    made = get_openapi(title="", version="", routes=app.routes)
+    for path, operations in made["paths"].items():
+        for operation in operations.values():
+            operation["responses"] = {"200": {"description": "OK", **_content(_given(path))}, "default": _PROBLEM}
+            if path in _TAKES:
+                operation["requestBody"] = _content(_reference(_TAKES[path]))
+    return made
+
+
+def _given(path: str) -> Json:
+    if path in _LISTS:
+        items = {"type": "array", "items": _reference(_LISTS[path])}
+        return {"type": "object", "properties": {"items": items, "next": {}}}
+    return _reference(_GIVES[path]) if path in _GIVES else {}
+
+
+def _reference(shape: type[msgspec.Struct]) -> Json:
+    return {"$ref": _REF.format(name=shape.__name__)}
+
+
+def _content(schema: Json, kind: str = "application/json") -> Json:
+    return {"content": {kind: {"schema": schema}}}
+
+
+_PROBLEM: Final = {"description": "A problem", **_content({"$ref": _REF.format(name="Problem")}, "application/problem+json")}
+
+
+def _own_shapes() -> Json:
+    _, components = msgspec.json.schema_components([*_TAKES.values(), *_GIVES.values(), *_LISTS.values()], ref_template=_REF)
+    return components
 
 
 def _operations(told: Json) -> Iterator[str]:
@@ -75,7 +123,7 @@ def _operation(method: str, path: str, told: Json) -> str:
         "Needs no token." if told.get("security") == [] else "",
         table(("parameter", "in", "type", "meaning"), map(_parameter, parameters)),
         _body(told.get("requestBody")),
-        table(("status", "answer", "meaning"), map(_answer, _answers(told))),
+        table(("status", "answer", "meaning"), map(_answer, told["responses"].items())),
     )
 
 
@@ -88,11 +136,6 @@ def _body(told: Json | None) -> str:
     if not told:
         return ""
     return "Body: " + ", ".join(f"{type_of(content['schema'])} as `{kind}`" for kind, content in told["content"].items()) + "."
-
-
-def _answers(told: Json) -> list[tuple[str, Json]]:
-    """Without FastAPI's own 422, which no service gives."""
-    return [(status, answer) for status, answer in told["responses"].items() if status != "422"]
 
 
 def _answer(given: tuple[str, Json]) -> tuple[str, ...]:
@@ -126,12 +169,20 @@ def type_of(schema: Json) -> str:
             return " or ".join(type_of(each) for each in schema[several])
     if "enum" in schema or "const" in schema:
         return "one of " + ", ".join(code(json.dumps(each)) for each in schema.get("enum", [schema.get("const")]))
+    return _object(schema) if schema.get("type") == "object" else _plain(schema)
+
+
+def _plain(schema: Json) -> str:
     kind = schema.get("type", "any JSON")
-    if kind == "array":
-        return f"list of {type_of(schema.get('items', {}))}{_bounds(schema)}"
-    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"object of {type_of(schema['additionalProperties'])}"
-    return f"{kind}{_bounds(schema)}"
+    return f"{'list of ' + type_of(schema.get('items', {})) if kind == 'array' else kind}{_bounds(schema)}"
+
+
+def _object(schema: Json) -> str:
+    members = schema.get("properties", {})
+    if members.keys() == {"items", "next"}:
+        return f"page of {type_of(members['items']['items'])}"
+    each = schema.get("additionalProperties")
+    return f"object of {type_of(each)}" if isinstance(each, dict) else "object"
 
 
 _BOUNDS: Final = {

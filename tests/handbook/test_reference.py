@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -94,6 +95,14 @@ def test_every_request_is_described() -> None:
         assert told["paths"]
         for path, operations in told["paths"].items():
             assert all(operation.get("description") for operation in operations.values()), path
+    answers = http_api.described_ledger()["paths"]
+    assert set(answers) >= set(http_api._GIVES) | set(http_api._LISTS), "a route that is no more"
+
+
+def test_a_shape_has_one_meaning() -> None:
+    registry = json.loads(http_api.CONTRACT.read_text())["components"]["schemas"]
+    own = http_api._own_shapes()
+    assert all(own[name] == registry[name] for name in own.keys() & registry.keys())
 
 
 def test_actions_and_events_are_found_where_they_are_written() -> None:
