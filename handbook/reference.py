@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from handbook import audit, close_codes, command_line, errors, http_api, log_events, metrics, settings
+from handbook import audit, close_codes, command_line, errors, http_api, log_events, metrics, python_sdk, settings
 from handbook.markdown import join, table
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -16,6 +16,7 @@ NOTE: Final = "<!-- Made by `make reference` from the code. Change the declarati
 _PAGES: Final[dict[str, Callable[[], str]]] = {
     "command-line.md": command_line.page,
     "http-api.md": http_api.page,
+    "python-sdk.md": python_sdk.page,
     "settings.md": settings.page,
     "errors.md": errors.page,
     "close-codes.md": close_codes.page,

@@ -29,6 +29,10 @@ SAID = {
 """What the programs of a page print until its end."""
 
 
+SHOWS = {"tutorial.md": {"/max_items 0": "minimum", "health": "ready"}, "how-to/git.md": {"< /dev/null": "say --yes"}}
+"""What a command of a page (by its end) shows, among other things."""
+
+
 def name_of(page: Path) -> str:
     return page.relative_to(DOCS).as_posix()
 
@@ -69,8 +73,9 @@ async def reader(tmp_path: Path, data: Path, ports: dict[str, int]) -> AsyncIter
 async def test_a_page_works_as_it_stands(page: str, reader: Reader) -> None:
     if missing := [each for each in NEEDS if not shutil.which(each) and any(each in step.text for step in PAGES[page])]:
         pytest.skip(f"the page uses {', '.join(missing)}")
-    for step in PAGES[page]:
-        await reader.follow(step)
+    shown = {step.text.strip(): await reader.follow(step) for step in PAGES[page]}
+    for end, words in SHOWS.get(page, {}).items():
+        assert words in next(said for command, said in shown.items() if command.endswith(end))
     for program, lines in SAID.get(page, {}).items():
         found = reader.programs[program]
         while len(found.lines) < len(lines):

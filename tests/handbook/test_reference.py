@@ -8,7 +8,7 @@ import re
 import pytest
 from handbook.markdown import from_rich, table
 
-from handbook import audit, command_line, errors, http_api, log_events, metrics, reference, settings
+from handbook import audit, command_line, errors, http_api, log_events, metrics, python_sdk, reference, settings
 from heliograph.core.errors import HeliographError
 
 PAGES = reference.pages()
@@ -123,3 +123,15 @@ def test_a_cell_cannot_break_its_table() -> None:
 
 def test_markup_of_a_help_text_becomes_code() -> None:
     assert from_rich("see [bold]a/b[/] and \\[this]") == "see `a/b` and [this]"
+
+
+def test_the_sdk_page_has_every_exported_class_with_its_words() -> None:
+    import heliograph.client
+
+    text = PAGES["python-sdk.md"]
+    assert heliograph.client in python_sdk.modules()
+    for name in heliograph.client.__all__:
+        if isinstance(getattr(heliograph.client, name), type):
+            assert f"### {name}\n" in text
+    assert "PosixPath" not in text
+    assert "0x" not in text  # an address in memory would make the page stale at once
