@@ -15,6 +15,7 @@ from handbook.examples import DOCS, Step, guides, steps
 from tests.conftest import free_port
 from tests.end_to_end.processes import Managed, heliograph
 from tests.end_to_end.reader import Reader, reading
+from tests.fixtures.postgres import require
 
 PORTS = {"REGISTRY": 7070, "SYNC": 7071, "SYNC_HTTP": 7072, "LEDGER": 7073}
 NEEDS = ("curl", "jq")
@@ -71,8 +72,9 @@ async def reader(tmp_path: Path, data: Path, ports: dict[str, int]) -> AsyncIter
 
 @pytest.mark.parametrize("page", [name for name, found in PAGES.items() if any(step.kind != "other" for step in found)])
 async def test_a_page_works_as_it_stands(page: str, reader: Reader) -> None:
-    if missing := [each for each in NEEDS if not shutil.which(each) and any(each in step.text for step in PAGES[page])]:
-        pytest.skip(f"the page uses {', '.join(missing)}")
+    for tool in NEEDS:
+        used = any(tool in step.text for step in PAGES[page])
+        require(not used or shutil.which(tool) is not None, f"the page uses {tool} (make setup)")
     shown = {step.text.strip(): await reader.follow(step) for step in PAGES[page]}
     for end, words in SHOWS.get(page, {}).items():
         assert words in next(said for command, said in shown.items() if command.endswith(end))
