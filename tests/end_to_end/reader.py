@@ -14,7 +14,7 @@ from pathlib import Path
 from handbook.examples import Step
 from tests.end_to_end.processes import ROOT
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 PROGRAM = "python "
 
 
