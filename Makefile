@@ -8,6 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(VENV)/.run
 DEV    := $(VENV)/.dev
+DOCS   := $(VENV)/.docs
 ARGS   ?=
 export PYTHONUNBUFFERED := 1
 
@@ -25,7 +26,7 @@ stack: $(RUN)  ## Each service as its own process on a real PostgreSQL and a rea
 
 ##@ Work on it
 
-.PHONY: test check lint types imports soak bench setup servers lock clean help
+.PHONY: test check lint types imports soak bench reference docs setup servers lock clean help
 test: setup  ## Install what the tests need, then run everything (ARGS=… goes to pytest)
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
@@ -38,6 +39,7 @@ lint: $(DEV)
 
 types: $(DEV)
 	$(BIN)/mypy
+	$(BIN)/mypy handbook
 
 imports: $(DEV)
 	$(BIN)/lint-imports --no-cache
@@ -48,7 +50,14 @@ soak: setup  ## Slow runs: minutes of faults and load
 bench: setup  ## Measure propagation on both stacks; writes docs/benchmarks.md
 	$(BIN)/python -m bench $(ARGS)
 
-setup: $(DEV) servers  ## Python packages and the real servers that tests use
+reference: $(DEV)  ## Write docs/reference anew, from what the code declares
+	$(BIN)/python -m handbook
+
+docs: $(DOCS)  ## Build the documentation site into build/site; a broken link fails it
+	@npm ci --prefix handbook --silent --no-fund --no-audit || echo "docs: without npm, diagrams are shown as text" >&2
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+setup: $(DEV) $(DOCS) servers  ## Python packages and the real servers that tests use
 
 servers:
 	@bash deploy/servers.sh
@@ -58,12 +67,14 @@ lock: $(DEV)  ## Pin dependencies anew, with hashes
 	    --all-build-deps --extra server --extra embedded --extra dev -o requirements/dev.txt pyproject.toml
 	$(BIN)/pip-compile -q --generate-hashes --no-emit-options --no-header --allow-unsafe --strip-extras \
 	    --all-build-deps --extra server --extra embedded -c requirements/dev.txt -o requirements/run.txt pyproject.toml
+	$(BIN)/pip-compile -q --generate-hashes --no-emit-options --no-header --allow-unsafe --strip-extras \
+	    --all-build-deps --extra docs -c requirements/dev.txt -o requirements/docs.txt pyproject.toml
 
 clean:  ## Remove what was built or installed here (not the data of `make demo`)
 	rm -rf $(VENV) build dist .cache .stack src/*.egg-info
 
 help:  ## This list
-	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- set-up; stamps are newer than what they were made from ---
 
@@ -78,4 +89,8 @@ $(RUN): requirements/run.txt pyproject.toml | $(BIN)/python
 
 $(DEV): requirements/dev.txt $(RUN)
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(DOCS): requirements/docs.txt $(DEV)
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/docs.txt
 	@touch $@

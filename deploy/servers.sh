@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests use beside Python packages: Debian's PostgreSQL, Kafka from Maven jars, npm packages of tests/node, the JSON Schema suite.
+# Installs what tests use beside Python packages: Debian's PostgreSQL, curl and jq, Kafka from Maven jars, npm packages of tests/node and handbook, the JSON Schema suite.
 # On a machine where one cannot be installed it says so and goes on (its tests skip with the reason); with CI=true it fails.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -25,11 +25,15 @@ apt_install '/usr/lib/postgresql/*/bin/postgres' postgresql
 apt_install java openjdk-17-jre-headless
 apt_install mvn maven
 apt_install npm nodejs npm
+apt_install curl curl    # the guides use these two
+apt_install jq jq
 command -v java >/dev/null && command -v mvn >/dev/null && { bash deploy/kafka/kafka.sh install || missing "Kafka's jars could not be fetched"; }
 if command -v npm >/dev/null; then
-    if [ ! -e tests/node/node_modules/.package-lock.json ] || [ tests/node/package-lock.json -nt tests/node/node_modules/.package-lock.json ]; then
-        npm ci --prefix tests/node --silent --no-fund --no-audit || missing "npm ci in tests/node failed"
-    fi
+    for folder in tests/node handbook; do
+        if [ ! -e $folder/node_modules/.package-lock.json ] || [ $folder/package-lock.json -nt $folder/node_modules/.package-lock.json ]; then
+            npm ci --prefix $folder --silent --no-fund --no-audit || missing "npm ci in $folder failed"
+        fi
+    done
 fi
 bash tests/registry/json_schema_suite.sh || missing "the JSON Schema suite could not be fetched"
 exit 0

@@ -98,6 +98,13 @@ def test_prune_deletes_what_the_folder_lacks_and_only_below_the_target(shell: Sh
     assert [each["name"] for each in shell.json("get", place)] == ["checkout/", "features"]
 
 
+def test_the_first_apply_to_a_folder_may_prune(shell: Shell, place: str, folder: Path) -> None:
+    looked = shell.json("apply", f"{place}/new/", "-f", folder / "checkout", "--prune", "--dry-run")
+    assert {each["change"] for each in looked} == {"add"}
+    made = shell.json("apply", f"{place}/new/", "-f", folder / "checkout", "--prune", "--yes")
+    assert made["changes"] == [each["name"] for each in looked]
+
+
 def test_only_on_top_of_the_version_that_was_looked_at(shell: Shell, place: str, folder: Path) -> None:
     seen = shell.json("show", place)["version"]
     shell.run("set", f"{place}/other", "", "1")

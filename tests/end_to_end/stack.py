@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,10 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(folder: Path, *, kafka: bool) -> AsyncIterator[Stack]:
+async def running(
+    folder: Path, *, kafka: bool, prepare: Callable[[Stack], Awaitable[None]] | None = None
+) -> AsyncIterator[Stack]:
+    """``prepare``: what happens between the migrations and the first start of a service."""
     ports = {
         name: free_port() for name in ("registry", "sync", "sync_http", "ledger", "relay", "postgres", "kafka", "controller")
     }
@@ -86,6 +89,8 @@ async def running(folder: Path, *, kafka: bool) -> AsyncIterator[Stack]:
     try:
         await asyncio.gather(*(each.start() for each in servers.values()))
         await _migrate(stack, ports)
+        if prepare:
+            await prepare(stack)
         for each in stack.services.values():
             await each.start()
             await each.ready()

@@ -9,11 +9,11 @@ from heliograph.core import errors
 
 
 class Exit(IntEnum):
-    OK = 0
+    OK = 0  # done
     FAILED = 1  # something unexpected
     USAGE = 2  # the command line, or a setting, is not understood
     INVALID = 3  # a document, schema, name or request was refused as it is
-    NOT_FOUND = 4
+    NOT_FOUND = 4  # no such namespace, environment, config, version or token
     CONFLICT = 5  # somebody else was faster, or it exists already
     DENIED = 6  # no token, or one that does not permit this
     UNAVAILABLE = 7  # not now; trying again later is right

@@ -177,7 +177,12 @@ def _below(session: Session, at: Target, version: str, folder: str) -> Iterator[
 
 
 def _listed(session: Session, at: Target, version: str, folder: str) -> Iterator[dict[str, Any]]:
-    return session.api.pages(f"{at.path}/configs", folder=folder, at=version)
+    """Nothing of a folder that is not there yet. The version was read before, so it is not what is missing."""
+    try:
+        yield from session.api.pages(f"{at.path}/configs", folder=folder, at=version)
+    except NotFound:
+        if not folder:
+            raise
 
 
 def _preview(session: Session, at: Target, asked: list[files.Change], *, prune: bool) -> None:

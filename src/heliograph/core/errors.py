@@ -53,10 +53,15 @@ class Fault:
 
 
 class HeliographError(Exception):
-    """Root of the tree. ``code`` is stable and machine-readable; people read ``str(error)``."""
+    """Root of the tree. ``code`` is stable and machine-readable; people read ``str(error)``.
+
+    ``advice`` says what to do about any error of the class, for the reference; ``again``: whether the very same request may succeed later.
+    """
 
     code: ClassVar[str] = "error"
     title: ClassVar[str] = "Something went wrong"
+    advice: ClassVar[str] = "look for the incident's number in the service's log"
+    again: ClassVar[bool] = False
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail or self.title)
@@ -66,6 +71,7 @@ class HeliographError(Exception):
 class Invalid(HeliographError):
     code = "invalid"
     title = "The input cannot be accepted"
+    advice = "correct the input; `faults` lists each thing that is wrong, by place and rule"
 
     def __init__(self, detail: str = "", faults: Sequence[Fault] = ()) -> None:
         super().__init__(detail)
@@ -75,46 +81,55 @@ class Invalid(HeliographError):
 class InvalidName(Invalid):
     code = "invalid-name"
     title = "Not a valid name"
+    advice = "lower case letters, digits, `.`, `_`, `-`; 63 characters a segment; folders with `/`"
 
 
 class InvalidDocument(Invalid):
     code = "invalid-document"
     title = "Not strict I-JSON"
+    advice = "send strict JSON: no duplicate keys, no comments, numbers that a double holds exactly"
 
 
 class InvalidSchema(Invalid):
     code = "invalid-schema"
     title = "Not a usable JSON Schema (draft-07)"
+    advice = "send a JSON Schema of draft-07 without remote references"
 
 
 class SchemaViolation(Invalid):
     code = "schema-violation"
     title = "The document breaks its schema"
+    advice = "correct the values at the places that `faults` names, or change the schema first"
 
 
 class InvalidRequest(Invalid):
     code = "invalid-request"
     title = "The request is not understood"
+    advice = "correct the parameter, header or setting that the detail names"
 
 
 class MalformedFrame(Invalid):
     code = "malformed-frame"
     title = "Not a frame of heliograph.v1"
+    advice = "update the older of client and server; a client of your own: compare with the contract"
 
 
 class TooLarge(Invalid):
     code = "too-large"
     title = "Larger than the limit"
+    advice = "send less at a time; the detail names the limit"
 
 
 class NotFound(HeliographError):
     code = "not-found"
     title = "No such thing"
+    advice = "check the name; a token sees only what lies in its scopes"
 
 
 class Conflict(HeliographError):
     code = "conflict"
     title = "The state does not allow this"
+    advice = "look at the current state, then decide again"
 
 
 class StaleBase(Conflict):
@@ -123,6 +138,7 @@ class StaleBase(Conflict):
 
     code = "stale-base"
     title = "The head has moved"
+    advice = "read the head again, look at what has changed, and send on top of it"
 
     def __init__(self, detail: str = "", *, head: str, number: int, more: dict[str, object] | None = None) -> None:
         super().__init__(detail)
@@ -134,31 +150,38 @@ class StaleBase(Conflict):
 class AlreadyExists(Conflict):
     code = "already-exists"
     title = "Exists already"
+    advice = "nothing, if it is what you wanted; otherwise choose another name"
 
 
 class IdempotencyKeyReused(Conflict):
     code = "idempotency-key-reused"
     title = "The idempotency key was used for another request"
+    advice = "use a new key for a new request"
 
 
 class Contended(Conflict):
     code = "contended"
     title = "Too many writers at once; nothing was changed"
+    advice = "send it again after a moment"
+    again = True
 
 
 class Denied(HeliographError):
     code = "denied"
     title = "Not allowed"
+    advice = "use a token whose kind and scope permit it"
 
 
 class Unauthenticated(Denied):
     code = "unauthenticated"
     title = "A valid token is needed"
+    advice = "send a valid token: `Authorization: Bearer hel_…`; this one is missing, unknown, revoked or expired"
 
 
 class Forbidden(Denied):
     code = "forbidden"
     title = "The token does not permit this"
+    advice = "ask an admin for a token whose kind and scope cover this"
 
 
 class Refused(HeliographError):
@@ -166,39 +189,46 @@ class Refused(HeliographError):
 
     code = "refused"
     title = "The server's statement does not verify"
+    advice = "keep the last good state and look at what the server serves"
     alarm: ClassVar[bool] = True
 
 
 class BadSignature(Refused):
     code = "bad-signature"
     title = "A signature does not verify"
+    advice = "find out who answers at this address; the keys are not those that the trust root names"
 
 
 class BadDigest(Refused):
     code = "bad-digest"
     title = "Bytes do not match their digest"
+    advice = "look for a proxy or cache that changes bytes; the client asks again by itself"
     alarm = False
 
 
 class BadProof(Refused):
     code = "bad-proof"
     title = "The proof does not lead to the signed root or leaves part of the view open"
+    advice = "look for a proxy or cache that mixes answers; the client asks again by itself"
     alarm = False
 
 
 class RolledBack(Refused):
     code = "rolled-back"
     title = "An older head was presented"
+    advice = "find out whether an old backup was restored, or somebody replays old statements"
 
 
 class Forked(Refused):
     code = "forked"
     title = "The history presented is not the one that was followed"
+    advice = "find out whether two histories of this environment exist; do not delete disk copies before you know"
 
 
 class UntrustedRoot(Refused):
     code = "untrusted-root"
     title = "The trust root does not match the anchor"
+    advice = "compare the token's anchor with what `heliograph trust` shows to an operator of that server"
 
 
 class Unavailable(HeliographError):
@@ -206,6 +236,8 @@ class Unavailable(HeliographError):
 
     code = "unavailable"
     title = "Not available now"
+    advice = "try again with growing pauses; nothing was done, or an idempotency key makes trying again safe"
+    again = True
 
     def __init__(self, detail: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(detail)
@@ -215,21 +247,25 @@ class Unavailable(HeliographError):
 class NotReady(Unavailable):
     code = "not-ready"
     title = "Starting; not ready yet"
+    advice = "wait until `/readyz` answers 200; it says what is missing"
 
 
 class Overloaded(Unavailable):
     code = "overloaded"
     title = "Too much at once"
+    advice = "try again after `Retry-After`; if it stays so, add a node"
 
 
 class TimedOut(Unavailable):
     code = "timed-out"
     title = "Took longer than allowed"
+    advice = "try again; with the same idempotency key nothing happens twice"
 
 
 class Corrupt(HeliographError):
     code = "corrupt"
     title = "Stored data contradicts itself"
+    advice = "stop writing, keep everything, and look: the log names what contradicts itself"
 
 
 def by_code(code: str) -> type[HeliographError]:

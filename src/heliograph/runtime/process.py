@@ -29,10 +29,10 @@ OPEN_FILES: Final = 131_072  # a connection is an open file; the usual soft limi
 class Exit(IntEnum):
     """What a service's process ends with; 75 is sysexits' "try again later"."""
 
-    OK = 0
-    FAILED = 1
-    BAD_SETTINGS = 2
-    UNAVAILABLE = 75
+    OK = 0  # it was told to stop
+    FAILED = 1  # something unexpected, or stored data that contradicts itself; the log says what
+    BAD_SETTINGS = 2  # a setting, a key file or a token file does not fit; starting it again cannot help
+    UNAVAILABLE = 75  # something that it needs is away; starting it again may help
 
 
 class ServeWith(Protocol[S_contra]):

@@ -46,6 +46,7 @@ class HttpRegistry:
             cursor = page.next
 
     async def record_closed(self, report: Report, trace: str | None) -> None:
+        """Notes that a propagation has closed: all have answered, or the deadline has passed."""
         body = {
             "action": "propagation.closed",
             "namespace": report.namespace,

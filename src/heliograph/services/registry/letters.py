@@ -29,8 +29,8 @@ class Replay:
         self._bell = bell
 
     async def __call__(self, number: int, *, by: str, trace: str | None) -> DeadLetter:
-        """A version or head: the environment's head is signed anew and told, which makes every reader that is behind read the registry. A
-        revocation is told again as it was. Raises NotFound, Conflict (settled already, or of another stream)."""
+        """Tells a consumer again. A version or head: the environment's head is signed anew and told, which makes every reader that is behind read
+        the registry. A revocation is told again as it was. Raises NotFound, Conflict (settled already, or of another stream)."""
         letter = await dead_letters.one(self._pool, number)
         if letter.stream != Stream.VERSIONS:
             raise Conflict(f"dead letter {number} is of the stream {letter.stream}; only versions are replayed here")

@@ -72,7 +72,7 @@ select number, record, record_signatures from registry.version
 select number, id from registry.version where namespace = $1 and environment = $2 and number > $3 order by number limit $4;
 
 -- name: create_namespace
--- No row: it is there already.
+-- Makes a namespace and notes it. No row: it is there already.
 with made as (insert into registry.namespace (name, created_by) values ($1, $2) on conflict do nothing returning name, created_at),
      noted as (insert into registry.audit (namespace, actor, action) select name, $2, 'namespace.create' from made)
 select name, created_at from made;

@@ -27,14 +27,14 @@ class TokenDesk:
     async def issue(
         self, kind: TokenKind, name: str, scopes: tuple[Scope, ...], *, by: str, expires_at: datetime | None
     ) -> tuple[TokenRecord, str]:
-        """The record, and the text that exists nowhere else."""
+        """Makes a token: its record, and the text that exists nowhere else."""
         async with self._store.transaction() as connection:
             record, text = await self._tokens.create(kind, name, scopes, by=by, expires_at=expires_at, within=connection)
             await self._store.note(None, None, by, "token.create", _detail(record), within=connection)
         return record, text
 
     async def revoke(self, token: str, *, by: str, trace: str | None, permitted: Callable[[TokenRecord], None]) -> TokenRecord:
-        """Idempotent: once more tells everybody once more. ``permitted`` raises when the caller may not. Raises NotFound."""
+        """Revokes a token. Idempotent: once more tells everybody once more. ``permitted`` raises when the caller may not. Raises NotFound."""
         body = msgspec.json.encode(RevokedEvent(tokens=(token,)))
         async with self._store.transaction() as connection:
             record = await self._tokens.revoke(connection, token, by=by)

@@ -55,6 +55,7 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics:
 
     @router.get("/v1/heads/{namespace}/{environment}")
     async def head(request: Request, namespace: str, environment: str) -> Response:
+        """The signed head as this node has it, as a DSSE envelope."""
         allow(await principal(request), Action.HEAD, namespace, environment)
         found = await hub.find(names.namespace(namespace), names.environment(environment))
         return Json(to_envelope(found.signed_head, HEAD_TYPE), headers={"Cache-Control": f"private, max-age={HEAD_AGE_S}"})
@@ -68,6 +69,12 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics:
         have: str | None = None,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0,
     ) -> Response:
+        """A snapshot of a view, with an ETag that stays until something in the view changes.
+
+        ``view`` is a folder (``checkout/``) or a name, repeated for several; without it, everything. With ``have``, the cursor
+        ``<epoch>.<number>.<version id>`` of what the client runs on, the answer is the frame that the stream would send from there; ``wait`` holds it
+        for so many seconds while there is nothing new.
+        """
         allow(await principal(request), Action.HEAD, namespace, environment)
         found = await hub.find(names.namespace(namespace), names.environment(environment))
         wanted = names.view(view if view is not None else [""])
@@ -78,6 +85,7 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics:
 
     @router.post("/v1/receipts")
     async def receipts(request: Request) -> Response:
+        """Takes what an instance says of its versions. Answered when it is durable: ``acknowledged`` is the highest ``seq``."""
         asking = await principal(request)
         told = await _read(request)
         if len(told.receipts) > MAX_RECEIPTS:

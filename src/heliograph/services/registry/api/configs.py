@@ -117,6 +117,7 @@ class Configs:
         return row.number, etag_of(row.id)[1:-1], row.root
 
     async def _write(self, request: Request, namespace: str, environment: str, name: str, part: Part) -> Response:
+        """Publishes one document, or one schema."""
         principal, place = await self._context.permitted(request, Action.WRITE, namespace, environment)
         config = names.config(name)
         body = await request.body()
