@@ -27,6 +27,7 @@ apt_install mvn maven
 apt_install npm nodejs npm
 apt_install curl curl    # the guides use these two
 apt_install jq jq
+apt_install promtool prometheus    # for promtool: alert rules are tested
 command -v java >/dev/null && command -v mvn >/dev/null && { bash deploy/kafka/kafka.sh install || missing "Kafka's jars could not be fetched"; }
 if command -v npm >/dev/null; then
     for folder in tests/node handbook; do

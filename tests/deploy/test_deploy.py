@@ -13,6 +13,7 @@ import pytest
 import yaml
 from handbook.examples import DOCS, guides, steps
 from handbook.reference import ROOT
+from tests.fixtures.postgres import require
 
 from handbook import alerts, command_line, metrics, settings
 from heliograph.allinone import AllInOneSettings
@@ -209,8 +210,7 @@ def test_alerts_say_what_to_do_in_words_that_exist() -> None:
 
 
 def test_prometheus_accepts_the_rules() -> None:
-    if not shutil.which("promtool"):
-        pytest.skip("promtool is not installed")
+    require(shutil.which("promtool"), "promtool is not installed (make setup)")
     for command in (
         ["check", "rules", "alerts.yml"],
         ["check", "config", "prometheus.yml"],
