@@ -383,3 +383,22 @@ async def test_environments_with_nothing_in_common(team: Team) -> None:
     good(await team.create("apart"), 201)
     await team.put("apart", limits={"max": 5})
     assert conflicts(await team.promote("apart", "alone")) == [("limits", "/max", None, 2, 5)]
+
+
+async def test_a_base_that_was_purged_hides_no_change(team: Team, sql: asyncpg.Connection) -> None:
+    """Nobody knows any more what it said, so what differs is a conflict; the promotion goes on with choices."""
+    listed = good(await team.at("dev").get("/configs"))["items"]
+    await team.put("dev", limits={"max": 2, "min": 0}, other=None)
+    await team.put("production", limits={"max": 1, "min": 3}, other=9)
+    await sql.execute("alter table registry.object disable trigger written_once")
+    digests = [bytes.fromhex(each["document"][7:]) for each in listed]
+    await sql.execute("update registry.object set purged = true, body = '' where digest = any($1::bytea[])", digests)
+    answer = await team.promote("dev", "production")
+    assert conflicts(answer) == [
+        ("limits", "/max", None, 1, 2),
+        ("limits", "/min", None, 3, 0),
+        ("other", "", None, 9, None),
+    ]
+    resolve = {"limits": {"/max": "theirs", "/min": "ours"}, "other": {"": "theirs"}}
+    good(await team.promote("dev", "production", resolve=resolve), 201)
+    assert await team.state("production") == {"limits": {"max": 2, "min": 3}}

@@ -2,7 +2,8 @@
 --
 -- Versions say by their signed source what they were branched, promoted or rolled back from; here it stands once more so that it can be found
 -- without reading a history, with what a signed record does not say: which configs a promotion covered, and promotions that found nothing to
--- change. A row is true of its version for ever: rows are written once, in the transaction of the version or later.
+-- change. Rows are written once. Those of a version are written by its transaction; a promotion that found nothing to change waits for the
+-- next version of its target, so everything that a version came from was committed before it.
 
 set local role heliograph_owner;
 
@@ -101,19 +102,19 @@ begin
     return query select v_done.outcome, v_done.status, v_done.answer;
 end $$;
 
--- A promotion that found nothing to change is a common point all the same. False: that was known.
+-- A promotion that found nothing to change at p_number is a common point all the same, for what follows it. False: that was known.
 create function registry.note_lineage(
     p_namespace text, p_environment text, p_number bigint, p_source_environment text, p_source_number bigint, p_selectors text[],
     p_actor text, p_action text, p_detail text
 ) returns boolean language plpgsql as $$
 begin
     if exists (select from registry.lineage l
-                where l.namespace = p_namespace and l.environment = p_environment and l.number = p_number and l.kind <> 'rollback'
+                where l.namespace = p_namespace and l.environment = p_environment and l.number = p_number + 1 and l.kind <> 'rollback'
                   and l.source_environment = p_source_environment and l.source_number >= p_source_number
                   and (l.selectors is null or l.selectors = p_selectors)) then
         return false;
     end if;
-    perform registry.add_lineage(p_namespace, p_environment, p_number, 'promote', p_source_environment, p_source_number, p_selectors);
+    perform registry.add_lineage(p_namespace, p_environment, p_number + 1, 'promote', p_source_environment, p_source_number, p_selectors);
     insert into registry.audit (namespace, environment, actor, action, detail)
         values (p_namespace, p_environment, p_actor, p_action, p_detail::jsonb);
     return true;

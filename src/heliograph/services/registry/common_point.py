@@ -30,7 +30,7 @@ MAX_STEPS: Final = 256
 """Versions that are looked into on the way back. What is older than that many exchanges between environments is not found any more: the base is
 then an older one, which can show conflicts that are none but hides no change."""
 MANY: Final = 2_000
-"""Configs from which on grouping them is for a thread."""
+"""Configs from which on looking at each is for a thread: some milliseconds."""
 _NOW: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -50,7 +50,7 @@ class Flow:
     selectors: frozenset[str] | None = None
 
     def covers(self, name: str) -> bool:
-        return self.selectors is None or not self.selectors.isdisjoint(_selectors_of(name))
+        return self.selectors is None or not self.selectors.isdisjoint(selectors_of(name))
 
 
 Flows = Mapping[Point, Sequence[Flow]]
@@ -58,7 +58,7 @@ Flows = Mapping[Point, Sequence[Flow]]
 
 
 @lru_cache(1 << 14)
-def _selectors_of(name: str) -> tuple[str, ...]:
+def selectors_of(name: str) -> tuple[str, ...]:
     """Every selector that covers a config."""
     cuts = [place + 1 for place, character in enumerate(name) if character == "/"]
     return ("", *(name[:cut] for cut in cuts), name)

@@ -37,10 +37,14 @@ MAX_MERGED_TEXT: Final = 48 << 20
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A config as one version has it, with what its texts say."""
+    """A config as one version has it, with what its texts say. Only of a `LOST` base is the document not there."""
 
-    document: Json
+    document: Side
     schema: Side = ABSENT
+
+
+LOST: Final = Config(ABSENT)
+"""A base whose texts were purged: there was one, and nobody knows what it said. So whatever is not equal on both sides is a conflict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,6 @@ def merge_configs(
         return _one_is_gone(base, ours, theirs, choices.get(WHOLE))
     document = merge(base.document if base else ABSENT, ours.document, theirs.document, choices)
     schema = _as_a_whole(base.schema if base else ABSENT, ours.schema, theirs.schema, choices.get(SCHEMA))
-    assert not isinstance(document.value, Absent), "both sides have a document"
     return Outcome(
         Config(document.value, schema.value), document.conflicts + schema.conflicts, document.settled | schema.settled
     )
@@ -122,6 +125,7 @@ def change_to(name: ConfigName, config: Config | None) -> Change:
     """The change that makes a config so. Raises InvalidDocument, TooLarge: what was put together is no document."""
     if config is None:
         return Change(name, delete=True)
+    assert not isinstance(config.document, Absent), "only a base can be lost"
     schema = False if isinstance(config.schema, Absent) else read_text("schema", canonical(config.schema))
     return Change(name, read_text("document", canonical(config.document)), schema)
 
@@ -147,7 +151,7 @@ def changed_by(change: Change, old: Config | None) -> Config | None:
     """What an author's change makes of a config; the same as `next_leaf`, with what the texts say."""
     if change.delete:
         return None
-    document = change.document.value if change.document else (old.document if old else None)
+    document: Side = change.document.value if change.document else (old.document if old else ABSENT)
     match change.schema:
         case Text(value=value):
             return Config(document, value)
@@ -171,29 +175,37 @@ class Configs:
         self._store = store
         self._objects = objects
 
-    async def at(self, namespace: Namespace, root: bytes, names: Collection[str]) -> dict[str, Config | None]:
-        """Of the version with this root. Raises what `of` does."""
+    async def at(
+        self, namespace: Namespace, root: bytes, names: Collection[str], *, bases: bool = False
+    ) -> dict[str, Config | None]:
+        """Of the version with this root. ``bases``: they may be `LOST`. Raises what `of` does."""
         loaded = await self._objects.paths(namespace, root, names)
         leaves = await leaves_at(self._objects, namespace, loaded, names, keep=False)
-        every = await self.of(namespace, [leaf for leaf in leaves.values() if leaf])
+        there = {leaf for leaf in leaves.values() if leaf}
+        every = await self.of(namespace, there, bases=there if bases else frozenset())
         return {name: every[leaf] if leaf else None for name, leaf in leaves.items()}
 
-    async def of(self, namespace: Namespace, leaves: Collection[Leaf]) -> dict[Leaf, Config]:
-        """Raises Conflict when a text was purged, TooLarge when it is more than one request may merge."""
+    async def of(
+        self, namespace: Namespace, leaves: Collection[Leaf], *, bases: Collection[Leaf] = frozenset()
+    ) -> dict[Leaf, Config]:
+        """``bases``: those among them that may be `LOST`. Raises Conflict when another's text was purged, TooLarge when it is more than one request
+        may merge."""
         wanted = {unspell(text) for leaf in leaves for text in (leaf.document, leaf.schema) if text}
         weight = await self._store.weigh(namespace, wanted)
-        if weight.purged:
-            raise Conflict("a document or schema that has to be compared was purged")
         if weight.bytes > MAX_MERGED_TEXT:
             raise TooLarge(
                 f"{weight.bytes:,} bytes of text would have to be compared; the limit is {MAX_MERGED_TEXT:,}: do it in parts"
             )
         texts = await self._objects.texts(namespace, wanted, keep=False)
         read = await asyncio.to_thread(lambda: {digest: parse(text) for digest, text in texts.items()})
-        return {leaf: _config(leaf, read) for leaf in leaves}
+        return {leaf: _config(leaf, read, base=leaf in bases) for leaf in leaves}
 
 
-def _config(leaf: Leaf, read: Mapping[bytes, Json]) -> Config:
+def _config(leaf: Leaf, read: Mapping[bytes, Json], *, base: bool) -> Config:
+    if any(text and unspell(text) not in read for text in (leaf.document, leaf.schema)):
+        if base:
+            return LOST
+        raise Conflict("a document or schema that has to be compared was purged")
     return Config(read[unspell(leaf.document)], read[unspell(leaf.schema)] if leaf.schema else ABSENT)
 
 

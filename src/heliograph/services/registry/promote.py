@@ -20,7 +20,6 @@ from typing import Any, Final
 
 import msgspec
 
-from heliograph.core import names as grammar
 from heliograph.core import trie
 from heliograph.core.digest import spell, unspell
 from heliograph.core.errors import Conflict, Fault, Invalid, InvalidRequest, MergeConflict, NotFound, StaleBase, TooLarge
@@ -30,11 +29,12 @@ from heliograph.core.merge import Conflict as Disagreement
 from heliograph.core.names import ConfigName
 from heliograph.core.pointer import pointer_text
 from heliograph.core.records import Leaf, Source, Version
+from heliograph.core.trie import Node
 from heliograph.services.registry.answers import ConflictAnswer, PromotionAnswer, PromotionItem, PromotionPoint, SideName
 from heliograph.services.registry.assembling import Leaves, assembled, texts_of
 from heliograph.services.registry.changes import Change
 from heliograph.services.registry.commit import Commits, Committed, Order, Unchanged
-from heliograph.services.registry.common_point import CommonPoints, Point
+from heliograph.services.registry.common_point import MANY, CommonPoints, Point, selectors_of
 from heliograph.services.registry.draft import Content, Lineage
 from heliograph.services.registry.heads import HeadRow, Place, VersionRow
 from heliograph.services.registry.merging import (
@@ -54,6 +54,8 @@ from heliograph.services.registry.publish import Publish
 from heliograph.services.registry.store import PointRow, Store
 from heliograph.services.registry.three_way import ThreeWay
 
+MAX_PROMOTED: Final = 20_000
+"""Configs that may differ."""
 MAX_CONFLICTS: Final = 1_000
 """Conflicts that are listed; all are counted."""
 MAX_TOLD: Final = 1 << 20
@@ -194,11 +196,13 @@ class Promote:
         await self._refuse_unknown(place, asked, ends, head)
         before = ends.before.root if ends.before else head.root
         old, new = await self._objects.pair(place.namespace, before, ends.source.root)
-        found = [name for name, _ in trie.diff(old, new)]
-        if asked.selectors is None:
-            return sorted(found)
-        wanted = asked.selectors
-        return sorted(name for name in found if any(grammar.inside(name, each) for each in wanted))
+        found = await asyncio.to_thread(_within, old, new, frozenset(asked.selectors or [""]))
+        if len(found) > MAX_PROMOTED:
+            raise TooLarge(
+                f"{len(found):,} configs differ; at most {MAX_PROMOTED:,} are promoted at once: name some, or folders. "
+                "A whole environment is brought over by a branch"
+            )
+        return found
 
     async def _refuse_unknown(self, place: Place, asked: Promotion, ends: _Ends, head: HeadRow) -> None:
         """A name that neither side has is a mistake."""
@@ -211,8 +215,12 @@ class Promote:
 
     async def _digests(self, place: Place, root: bytes, names: Collection[str]) -> dict[str, bytes | None]:
         loaded = await self._objects.paths(place.namespace, root, names)
-        found = {name: trie.get(loaded, name) for name in names}
-        return {name: each if isinstance(each, bytes) else None for name, each in found.items()}
+
+        def found() -> dict[str, bytes | None]:
+            at = {name: trie.get(loaded, name) for name in names}
+            return {name: each if isinstance(each, bytes) else None for name, each in at.items()}
+
+        return await asyncio.to_thread(found) if len(names) > MANY else found()
 
     async def _bases(self, place: Place, ends: _Ends, target: Point, names: Collection[str]) -> dict[str, PointRow | None]:
         """Of a cherry-pick none: its base is the version before the picked one."""
@@ -253,7 +261,8 @@ class Promote:
         self, place: Place, asked: Promotion, sides: Mapping[str, tuple[Leaf | None, Leaf | None]], ours: Leaves
     ) -> dict[str, Outcome]:
         every = {leaf for name, pair in sides.items() for leaf in (*pair, ours[name]) if leaf}
-        read = await self._configs.of(place.namespace, every)
+        needed = {leaf for name, (_, theirs) in sides.items() for leaf in (theirs, ours[name])}
+        read = await self._configs.of(place.namespace, every, bases=every - needed)
 
         def merged() -> dict[str, Outcome]:
             return {
@@ -313,6 +322,11 @@ class _Ends:
     source_place: Place
     source: VersionRow
     before: VersionRow | None = None
+
+
+def _within(old: Node, new: Node, selectors: frozenset[str]) -> list[str]:
+    """Configs that differ, as far as they were asked for."""
+    return sorted(name for name, _ in trie.diff(old, new) if not selectors.isdisjoint(selectors_of(name)))
 
 
 def _source_of(row: VersionRow) -> str:

@@ -37,7 +37,7 @@ class Rebase:
         if len(changes) > MAX_MERGED:
             raise stale(order, head, f"more than {MAX_MERGED:,} changes are not rebased")
         names = [change.name for change in changes]
-        before = await self._configs.at(order.place.namespace, base.root, names)
+        before = await self._configs.at(order.place.namespace, base.root, names, bases=True)
         now = await self._configs.at(order.place.namespace, head.root, names)
         return await asyncio.to_thread(_rebased, order, head, changes, before, now), Rebased(base.number, spell(base.id))
 

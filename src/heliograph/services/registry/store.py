@@ -260,7 +260,7 @@ class Store:
     async def note_lineage(
         self, place: Place, number: int, lineage: Lineage, *, actor: str, action: str, detail: object
     ) -> bool:
-        """A promotion that changed nothing, with its audit row. False: that was known."""
+        """A promotion that found nothing to change at version ``number``, with its audit row. False: that was known."""
         told = msgspec.json.encode(detail).decode()
         values = (*(place.namespace, place.environment, number, *lineage[1:]), *(actor, action, told))
         return bool((await self._row("note_lineage", *values))[0])

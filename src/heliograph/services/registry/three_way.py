@@ -80,7 +80,7 @@ class ThreeWay:
     ) -> list[dict[str, object]]:
         names = [change.name for change in changes]
         try:
-            before = await self._configs.at(order.place.namespace, base.root, names)
+            before = await self._configs.at(order.place.namespace, base.root, names, bases=True)
             now = await self._configs.at(order.place.namespace, head.root, names)
         except HeliographError:  # purged, or too much; the names are told all the same
             return []
