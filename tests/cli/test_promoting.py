@@ -137,3 +137,24 @@ def test_the_difference_of_two_environments(shell: Shell, team: str) -> None:
     assert "only" in shell.run("diff", f"{team}/production", f"{team}/dev").stdout
     shell.refused("diff", f"{team}/production", "elsewhere/dev", ends=Exit.INVALID)
     assert json.loads(shell.run("diff", f"{team}/dev", "2", "3", "--json").stdout)[0]["name"] == "limits"
+
+
+def test_clients_see_what_is_promoted_to_a_branch(shell: Shell, team: str) -> None:
+    """The node loads the branch, follows the promotion, and all of it verifies."""
+    shell.run("set", f"{team}/dev/limits", "/max", "2")
+    with Terminal(shell.stack, "watch", f"{team}/production", "-n", "1") as screen:
+        screen.sees("from version 1")
+        shell.run("promote", f"{team}/dev", f"{team}/production")
+        screen.sees("version 2  limits")
+        assert screen.ends() == Exit.OK
+    assert shell.json("verify", f"{team}/production", "--from-server")["versions"] == 2
+
+
+def test_publishing_on_top_of_what_does_not_overlap(shell: Shell, place: str) -> None:
+    base = shell.json("set", f"{place}/limits", "", '{"max": 1, "min": 0}')["version"]
+    shell.run("set", f"{place}/limits", "/min", "7")
+    document = '{"max": 5, "min": 0}'
+    shell.refused("publish", f"{place}/limits", "--if-match", base, stdin=document, ends=Exit.CONFLICT)
+    made = shell.json("publish", f"{place}/limits", "--if-match", base, "--rebase", stdin=document)
+    assert made["rebased"]["version"] == base
+    assert limits(shell, place) == {"max": 5, "min": 7}
