@@ -228,7 +228,12 @@ async def test_a_preview_says_what_would_happen_and_changes_nothing(team: Team) 
     assert items["limits"]["common"] == {"environment": "dev", "number": 2}
     assert (await team.at("production").head())["number"] == 2
     resolve = {"limits": {"/max": "theirs"}}
-    assert good(await team.promote("dev", "production", preview=True, resolve=resolve))["conflict_count"] == 0
+    settled = good(await team.promote("dev", "production", preview=True, resolve=resolve))
+    assert (settled["change_count"], settled["conflict_count"]) == (3, 0)
+    mine = {"limits": {"/max": "ours"}}
+    await team.put("dev", limits={"max": 6, "min": 0})
+    settled = good(await team.promote("dev", "production", preview=True, resolve=mine))
+    assert [each["name"] for each in settled["items"]] == ["fresh", "other"]
     assert good(await team.promote("dev", "staging", preview=True, configs=["other"]))["change_count"] == 1
 
 

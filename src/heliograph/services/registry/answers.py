@@ -185,7 +185,7 @@ class ConflictAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     config: str
     pointer: str
-    absent: tuple[SideName, ...] = ()
+    absent: list[SideName] = []
     base: Any = msgspec.UNSET
     ours: Any = msgspec.UNSET
     theirs: Any = msgspec.UNSET

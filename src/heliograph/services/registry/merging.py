@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from heliograph.core import trie
@@ -49,16 +49,24 @@ LOST: Final = Config(ABSENT)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """``config`` None: it is deleted. Where there is a conflict it has ours. Pointers of conflicts: into the document, or ``schema``."""
+    """``config`` None: deleted; where there is a conflict it has ours. Pointers of conflicts: into the document, or ``schema``. ``changed``:
+    it is not ours."""
 
     config: Config | None
     conflicts: tuple[Disagreement, ...] = ()
     settled: frozenset[str] = frozenset()
+    changed: bool = True
 
 
 def merge_configs(
     base: Config | None, ours: Config | None, theirs: Config | None, choices: Mapping[str, Choice] = NO_CHOICES
 ) -> Outcome:
+    """``choices``: what is taken where the sides disagree, by pointer, or for ``schema``."""
+    outcome = _merged(base, ours, theirs, choices)
+    return replace(outcome, changed=not _same(outcome.config, ours))
+
+
+def _merged(base: Config | None, ours: Config | None, theirs: Config | None, choices: Mapping[str, Choice]) -> Outcome:
     if ours is None or theirs is None:
         return _one_is_gone(base, ours, theirs, choices.get(WHOLE))
     document = merge(base.document if base else ABSENT, ours.document, theirs.document, choices)

@@ -354,9 +354,9 @@ def _change(name: str, outcome: Outcome) -> Change:
 
 
 def _does_something(name: str, plan: Plan) -> bool:
-    """Not when a merge leaves nothing: both sides, or the choices, want no such config and there is none."""
+    """Not when a merge, or the choices, come to what the target has already."""
     outcome = plan.merged.get(name)
-    return outcome is None or bool(outcome.conflicts) or outcome.config is not None or plan.ours[name] is not None
+    return outcome is None or bool(outcome.conflicts) or outcome.changed
 
 
 def _refuse_idle(asked: Promotion, merged: Mapping[str, Outcome]) -> None:
@@ -408,7 +408,7 @@ def _conflict(name: str, each: Disagreement, base: PointRow | None, *, shown: bo
     return ConflictAnswer(
         config=name,
         pointer=each.pointer,
-        absent=tuple(side for side, value in sides.items() if isinstance(value, Absent)),
+        absent=[side for side, value in sides.items() if isinstance(value, Absent)],
         base=_told(each.base) if shown else msgspec.UNSET,
         ours=_told(each.ours),
         theirs=_told(each.theirs),

@@ -56,7 +56,7 @@ def _rebased(
         if outcome.conflicts:
             raise stale(order, head, "the changes overlap")
         try:
-            if outcome.config is not None or now[name] is not None:
+            if outcome.changed:
                 merged.append(change_to(name, outcome.config))
         except Invalid as error:
             raise stale(order, head, f"put together, {name} is no document: {error.detail}") from None
