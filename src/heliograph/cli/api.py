@@ -14,7 +14,16 @@ import httpx
 import msgspec
 
 from heliograph.core import errors
-from heliograph.core.errors import Fault, HeliographError, Invalid, InvalidRequest, StaleBase, Unavailable
+from heliograph.core.errors import (
+    Fault,
+    HeliographError,
+    Invalid,
+    InvalidRequest,
+    MergeConflict,
+    PatchFailed,
+    StaleBase,
+    Unavailable,
+)
 from heliograph.core.records import Cursor
 from heliograph.runtime.retry import delay
 
@@ -141,6 +150,11 @@ class _Problem(msgspec.Struct, frozen=True):
     number: int = 0
     changed: list[str] = []
     overlap: list[str] = []
+    differences: list[dict[str, Any]] = []
+    operation: int | None = None
+    pointer: str = ""
+    conflicts: list[dict[str, Any]] = []
+    conflict_count: int = 0
 
 
 def refusal(answer: httpx.Response) -> HeliographError:
@@ -154,8 +168,12 @@ def refusal(answer: httpx.Response) -> HeliographError:
     if kind is HeliographError and answer.status_code >= httpx.codes.BAD_GATEWAY:
         return Unavailable(detail)
     if issubclass(kind, StaleBase):
-        more: dict[str, object] = {"changed": problem.changed, "overlap": problem.overlap}
+        more: dict[str, object] = {"changed": problem.changed, "overlap": problem.overlap, "differences": problem.differences}
         return StaleBase(detail, head=problem.head, number=problem.number, more=more)
+    if issubclass(kind, PatchFailed):
+        return PatchFailed(detail, operation=problem.operation, pointer=problem.pointer)
+    if issubclass(kind, MergeConflict):
+        return MergeConflict(detail, more={"conflicts": problem.conflicts, "conflict_count": problem.conflict_count})
     return kind(detail, problem.faults) if issubclass(kind, Invalid) else kind(detail)
 
 

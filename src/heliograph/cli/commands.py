@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from heliograph import __version__
-from heliograph.cli import looking, proving, running, tokens, writing
+from heliograph.cli import editing, looking, promoting, proving, running, tokens, writing
 from heliograph.cli.session import Session, spoken
 
 app = typer.Typer(
@@ -54,7 +54,10 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("delete", writing.delete, CHANGE),
     ("publish", writing.publish, CHANGE),
     ("rollback", writing.rollback, CHANGE),
+    ("edit", editing.edit, CHANGE),
     ("create", writing.create, CHANGE),
+    ("branch", promoting.branch, CHANGE),
+    ("promote", promoting.promote, CHANGE),
     ("get", looking.get, LOOK),
     ("diff", looking.diff, LOOK),
     ("log", looking.log, LOOK),

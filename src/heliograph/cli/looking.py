@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Final
 
 import typer
@@ -14,12 +13,9 @@ from heliograph.cli.pointer import get_value
 from heliograph.cli.session import Session
 from heliograph.cli.target import Target
 from heliograph.core import names
-from heliograph.core.errors import NotFound
+from heliograph.core.errors import InvalidRequest, NotFound
 
-CHANGES: Final = {"added": "green", "removed": "red", "changed": "yellow"}
 SHOWN: Final = ("version", "number", "epoch", "kind", "author", "at", "message", "parent", "root", "source", "safe", "copies")
-MAX_VALUE: Final = 100
-"""Characters of a value on one line."""
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------------------
@@ -66,30 +62,38 @@ def _list_folder(session: Session, where: Target, at: str | None) -> None:
 def diff(
     session: Session,
     target: TARGET,
-    old: Annotated[str, typer.Argument(help="Version number or id; the one before NEW, if not given.")] = "",
+    old: Annotated[
+        str, typer.Argument(help="Version number or id; the one before NEW, if not given. Or another environment.")
+    ] = "",
     new: Annotated[str, typer.Argument(help="Version number or id; the head, if not given.")] = "",
 ) -> None:
-    """Show what changed between two versions, config by config."""
-    where = Target.parse(target)
-    ends: dict[str, Any] = {"from": old or None, "to": new or None}
+    """Show what changed between two versions, config by config; or what another environment has that TARGET has not.
+
+    [dim]heliograph diff shop/staging shop/production@41[/] shows what leads from the one to the other; a version may follow either.
+    """
+    if "/" in old:
+        where, ends = _between(target, old)
+    else:
+        where, ends = Target.parse(target), {"from": old or None, "to": new or None}
     found = [each for each in session.api.pages(f"{where.path}/diff", **ends) if names.inside(each["name"], where.config)]
     session.tell(found, lambda: _show_diff(found))
 
 
+def _between(old: str, new: str) -> tuple[Target, dict[str, Any]]:
+    """Two environments of a namespace; the first may name a config or folder, which the second then need not."""
+    before, was = Target.at_version(old)
+    after, now = Target.at_version(new)
+    if before.namespace != after.namespace:
+        raise InvalidRequest(f"{old} and {new} are of two namespaces; environments are compared within one")
+    where = Target(after.namespace, after.environment, after.config or before.config)
+    return where, {"from_environment": before.environment, "from": was, "to": now}
+
+
 def _show_diff(found: list[dict[str, Any]]) -> None:
     for each in found:
-        schema = "  schema changed" if each["schema_changed"] else ""
-        show.out.print(Text.assemble((f"{each['change']:8}", CHANGES[each["change"]]), " ", (each["name"], "bold"), schema))
-        for operation in each["operations"] if each["change"] == "changed" else ():
-            value = _on_one_line(operation["value"]) if "value" in operation else ""
-            show.out.print(Text(f"  {operation['op']:8}{operation['path'] or '(the whole)'} {value}".rstrip()))
+        show.difference(each)
     if not found:
         show.out.print(Text("no difference", style="bright_black"))
-
-
-def _on_one_line(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
 
 
 def log(
@@ -173,7 +177,7 @@ def watch(
         if session.as_json:
             show.as_line(told)
         else:
-            what = _on_one_line(value) if one else ", ".join(step.changed) or "nothing in this view"
+            what = show.on_one_line(value) if one else ", ".join(step.changed) or "nothing in this view"
             show.out.print(Text.assemble((f"version {step.number}", "bold"), f"  {what}"))
         if seen == count:
             return

@@ -16,6 +16,9 @@ WAIT = Annotated[
 ]
 TIMEOUT = Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long --wait holds at most: 2s, 500ms; up to 30s.")]
 BASE = Annotated[str | None, typer.Option("--if-match", metavar="ID", help="Only on top of this version id.")]
+REBASE = Annotated[
+    bool, typer.Option("--rebase", help="With --if-match: also on top of later versions that changed nothing of the same.")
+]
 TRUST = Annotated[
     str | None,
     typer.Option("--trust", envvar="HELIOGRAPH_TRUST", metavar="ANCHOR", help="Trust anchor, sha256:…, or a client token."),

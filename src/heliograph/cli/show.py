@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from heliograph.core.errors import HeliographError, Invalid, StaleBase
+from heliograph.core.errors import HeliographError, Invalid, MergeConflict, StaleBase
 
 WIDE: Final = 250
 """Columns where nobody looks at a screen: a log or a pipe has no edge to cut at."""
@@ -84,9 +84,45 @@ def problem(error: HeliographError) -> None:
         err.print(made)
     if isinstance(error, StaleBase):
         note(f"  the head is version {error.number}, {error.head}")
-        for label, names in error.more.items():
-            if isinstance(names, list) and names:
-                note(f"  {label}: {', '.join(map(str, names))}")
+        for label in ("changed", "overlap"):
+            if names := error.more.get(label):
+                note(f"  {label}: {', '.join(map(str, cast('list[str]', names)))}")
+        for each in cast("list[dict[str, Any]]", error.more.get("differences", ())):
+            if each["conflicts"]:
+                note(f"  conflicts in {each['name']}: {', '.join(pointer or '(the whole)' for pointer in each['conflicts'])}")
+    if isinstance(error, MergeConflict):
+        for each in cast("list[dict[str, Any]]", error.more.get("conflicts", ())):
+            conflict(each, stderr=True)
+
+
+def conflict(told: dict[str, Any], *, stderr: bool = False, names: tuple[str, str] = ("ours", "theirs")) -> None:
+    """A place, and what each side has there. ``names``: what the sides are called."""
+    to = err if stderr else out
+    to.print(Text.assemble(("  conflict ", "red"), (f"{told['config']} ", "bold"), place(told["pointer"])))
+    for side, name in (("base", "base"), ("ours", names[0]), ("theirs", names[1])):
+        value = on_one_line(told[side]) if side in told else "(nothing)" if side in told.get("absent", ()) else "(not shown)"
+        to.print(Text(f"    {name:8} {value}"), soft_wrap=True)
+
+
+def place(pointer: str) -> str:
+    """A JSON Pointer, or what stands for one, in words."""
+    return {"": "(the whole document)", "schema": "(its schema)"}.get(pointer, pointer)
+
+
+def on_one_line(value: Any, most: int = 100) -> str:
+    """JSON of at most so many characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def difference(each: dict[str, Any]) -> None:
+    """One config between two versions."""
+    colours = {"added": "green", "removed": "red", "changed": "yellow"}
+    schema = "  schema changed" if each["schema_changed"] else ""
+    out.print(Text.assemble((f"{each['change']:8}", colours[each["change"]]), " ", (each["name"], "bold"), schema))
+    for operation in each["operations"] if each["change"] == "changed" else ():
+        value = on_one_line(operation["value"]) if "value" in operation else ""
+        out.print(Text(f"  {operation['op']:8}{operation['path'] or '(the whole)'} {value}".rstrip()))
 
 
 def facts(rows: Iterable[tuple[str, Any]]) -> None:
@@ -100,6 +136,8 @@ def facts(rows: Iterable[tuple[str, Any]]) -> None:
 def version(told: dict[str, Any]) -> None:
     """The answer to something that publishes."""
     where = f"{told['namespace']}/{told['environment']}"
+    if told.get("rebased"):
+        note(f"  put on top of what came after version {told['rebased']['number']}")
     if told.get("unchanged"):
         out.print(Text(f"nothing to change; {where} stays at version {told['number']}"))
         return

@@ -43,6 +43,12 @@ class Target:
             text, version = head, last
         return cls.environment_of(text), version
 
+    @classmethod
+    def at_version(cls, text: str) -> tuple[Self, str | None]:
+        """``shop/dev@41``, ``shop/dev/checkout/limits@sha256:…``; without a version None. Raises InvalidName."""
+        name, _, version = text.partition("@")
+        return cls.parse(name.removesuffix("/") if name.count("/") < ENVIRONMENT_PARTS else name), version or None
+
     def with_config(self) -> Self:
         """Raises InvalidName unless it names one config."""
         if not self.config:

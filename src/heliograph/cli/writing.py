@@ -15,7 +15,7 @@ import typer
 
 from heliograph.cli import files, show
 from heliograph.cli.exits import Exit
-from heliograph.cli.options import BASE, ENVIRONMENT, MESSAGE, TARGET, TIMEOUT, WAIT, seconds, share
+from heliograph.cli.options import BASE, ENVIRONMENT, MESSAGE, REBASE, TARGET, TIMEOUT, WAIT, seconds, share
 from heliograph.cli.pointer import set_value
 from heliograph.cli.session import Session
 from heliograph.cli.target import Target, one_version
@@ -36,8 +36,10 @@ class Writing:
     wait: str | None
     timeout: str
     base: str | None = None
+    rebase: bool = False
 
-    def send(self, method: str, path: str, *, base: str | None = None, **request: Any) -> Any:
+    def send(self, method: str, path: str, *, base: str | None = None, rebase: bool = False, **request: Any) -> Any:
+        """``rebase``: on top of what came since the base, when nothing overlaps."""
         from heliograph.cli.api import Wait  # noqa: PLC0415
 
         headers = {}
@@ -46,6 +48,8 @@ class Writing:
         if self.message:
             headers["Heliograph-Message"] = quote(self.message)
         wait = Wait(share(self.wait), seconds(self.timeout)) if self.wait else None
+        if rebase or self.rebase:
+            headers["Prefer"] = ", ".join([*(wait.headers.values() if wait else ()), "rebase"])
         return self.session.api.write(method, path, headers=headers, wait=wait, **request)
 
     def publish(self, target: Target, changes: list[files.Change], *, base: str | None = None) -> Any:
@@ -92,6 +96,7 @@ def apply(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Prune without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
     base: BASE = None,
+    rebase: REBASE = False,
     wait: WAIT = None,
     timeout: TIMEOUT = "2s",
 ) -> None:
@@ -102,7 +107,7 @@ def apply(
     """
     at = Target.parse(target)
     asked = _asked(at, file)
-    writing = Writing(session, message, wait, timeout, base)
+    writing = Writing(session, message, wait, timeout, base, rebase)
     if dry_run:
         _preview(session, at, asked, prune=prune)
     elif prune:
@@ -276,6 +281,7 @@ def publish(
     ] = Path("-"),
     message: MESSAGE = None,
     base: BASE = None,
+    rebase: REBASE = False,
     wait: WAIT = None,
     timeout: TIMEOUT = "2s",
 ) -> None:
@@ -284,7 +290,7 @@ def publish(
     Changes are [dim]\\[{"name": …, "document"?: …, "schema"?: … or null, "delete"?: true}, …][/].
     """
     at, told = Target.parse(target), _input(file)
-    writing = Writing(session, message, wait, timeout, base)
+    writing = Writing(session, message, wait, timeout, base, rebase)
     if at.config:
         writing.tell(writing.publish(at, [{"name": at.with_config().config, "document": told}]))
     elif isinstance(told, list) and all(isinstance(each, dict) and "name" in each for each in told):

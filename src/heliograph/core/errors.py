@@ -7,11 +7,15 @@
     │   ├── InvalidSchema       the schema itself is unusable
     │   ├── SchemaViolation     a document breaks its schema: every fault, never the value
     │   ├── InvalidRequest      parameters, headers, body shape
+    │   │   └── UnsupportedMedia    a body of another kind than the resource takes
+    │   ├── InvalidPatch        not an RFC 6902 patch: which operation, and what is wrong with it
     │   ├── MalformedFrame
     │   └── TooLarge
     ├── NotFound
     ├── Conflict
     │   ├── StaleBase           the head is not the one the author looked at
+    │   ├── PatchFailed         an operation does not fit the document as it is: which, and where
+    │   ├── MergeConflict       both sides changed the same place: every pointer with base, ours and theirs
     │   ├── AlreadyExists
     │   ├── IdempotencyKeyReused
     │   └── Contended           gave up after bounded retries; nothing was changed
@@ -108,6 +112,24 @@ class InvalidRequest(Invalid):
     advice = "correct the parameter, header or setting that the detail names"
 
 
+class UnsupportedMedia(InvalidRequest):
+    """``accepted``: the media types that would do."""
+
+    code = "unsupported-media-type"
+    title = "The body is of another kind than this takes"
+
+    def __init__(self, detail: str = "", faults: Sequence[Fault] = (), *, accepted: Sequence[str] = ()) -> None:
+        super().__init__(detail, faults)
+        self.accepted = tuple(accepted)
+
+
+class InvalidPatch(Invalid):
+    """Faults point into the patch: ``/3/path``."""
+
+    code = "invalid-patch"
+    title = "Not a JSON Patch (RFC 6902)"
+
+
 class MalformedFrame(Invalid):
     code = "malformed-frame"
     title = "Not a frame of heliograph.v1"
@@ -144,6 +166,28 @@ class StaleBase(Conflict):
         super().__init__(detail)
         self.head = head
         self.number = number
+        self.more = more or {}
+
+
+class PatchFailed(Conflict):
+    """``more``: ``operation``, counted from 0, and the ``pointer`` at which it does not fit."""
+
+    code = "patch-failed"
+    title = "An operation of the patch does not fit the document"
+
+    def __init__(self, detail: str = "", *, operation: int | None = None, pointer: str = "") -> None:
+        super().__init__(detail)
+        self.more: dict[str, object] = {} if operation is None else {"operation": operation, "pointer": pointer}
+
+
+class MergeConflict(Conflict):
+    """``more``: the conflicts, for the problem document; the only place where values of documents stand."""
+
+    code = "merge-conflict"
+    title = "Both sides changed the same place"
+
+    def __init__(self, detail: str = "", *, more: dict[str, object] | None = None) -> None:
+        super().__init__(detail)
         self.more = more or {}
 
 

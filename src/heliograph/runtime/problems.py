@@ -14,11 +14,15 @@ STATUS: Final[dict[type[e.HeliographError], int]] = {
     e.InvalidSchema: 422,
     e.SchemaViolation: 422,
     e.InvalidRequest: 400,
+    e.UnsupportedMedia: 415,
+    e.InvalidPatch: 400,
     e.MalformedFrame: 400,
     e.TooLarge: 413,
     e.NotFound: 404,
     e.Conflict: 409,
     e.StaleBase: 412,
+    e.PatchFailed: 409,
+    e.MergeConflict: 409,
     e.AlreadyExists: 409,
     e.IdempotencyKeyReused: 422,
     e.Contended: 409,
@@ -108,6 +112,8 @@ def headers(error: e.HeliographError) -> dict[str, str]:
     out = {"Content-Type": CONTENT_TYPE}
     if isinstance(error, e.Unavailable) and error.retry_after is not None:
         out["Retry-After"] = str(max(1, round(error.retry_after)))
+    if isinstance(error, e.UnsupportedMedia) and error.accepted:
+        out["Accept-Patch"] = ", ".join(error.accepted)
     if isinstance(error, e.Unauthenticated):
         out["WWW-Authenticate"] = "Bearer"
     return out

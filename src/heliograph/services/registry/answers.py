@@ -13,7 +13,7 @@ import msgspec
 from heliograph.core import dsse
 from heliograph.core.digest import Digest, spell
 from heliograph.core.records import HEAD_TYPE, VERSION_TYPE, Head, Signed, Source, Version, VersionKind
-from heliograph.services.registry.draft import Draft
+from heliograph.services.registry.draft import Draft, Rebased
 from heliograph.services.registry.heads import HeadRow, VersionRow
 
 COPIES = 1
@@ -49,7 +49,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A version. ``version`` is its id. ``safe``: its durability is certain; ``copies``: servers that have it.
 
     ``changes``: the configs it changed, as far as they are listed here, ``change_count`` how many. ``unchanged``: the request asked for what is there
-    already, so nothing was committed.
+    already, so nothing was committed. ``rebased``: the head was not the version in If-Match any more, but what came after it does not overlap.
     """
 
     namespace: str
@@ -71,6 +71,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     change_count: int
     changes: tuple[str, ...] | Left = msgspec.UNSET
     unchanged: bool | Left = msgspec.UNSET
+    rebased: Rebased | Left = msgspec.UNSET
     envelope: Envelope | Left = msgspec.UNSET
     head: Envelope | Left = msgspec.UNSET
     wait: Waited | Left = msgspec.UNSET
@@ -164,6 +165,66 @@ class DiffAnswer(msgspec.Struct, frozen=True, kw_only=True, rename={"from_": "fr
     next: str | None
 
 
+class PromotionPoint(msgspec.Struct, frozen=True):
+    """A version of an environment, by number and id."""
+
+    environment: str
+    number: int
+    version: str | Left = msgspec.UNSET
+
+
+SideName = Literal["base", "ours", "theirs"]
+
+
+class ConflictAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A place that both sides changed differently. ``pointer``: into the config's document; ``schema`` is its schema, empty its whole document.
+
+    ``ours`` is the target's value, ``theirs`` the source's, ``base`` the one at ``common``, the last common point; sides that have nothing there
+    are ``absent``. ``truncated``: the values are left out, the answer would be too large. So is a base in an environment that the token may not read.
+    """
+
+    config: str
+    pointer: str
+    absent: list[SideName] = []
+    base: Any = msgspec.UNSET
+    ours: Any = msgspec.UNSET
+    theirs: Any = msgspec.UNSET
+    common: PromotionPoint | None = None
+    truncated: bool | Left = msgspec.UNSET
+
+
+class PromotionItem(msgspec.Struct, frozen=True, kw_only=True):
+    """What a promotion does to one config: RFC 6902 operations on the target's document, with the target's value wherever there is a conflict."""
+
+    name: str
+    change: Literal["added", "removed", "changed"]
+    operations: list[dict[str, Any]]
+    schema_changed: bool
+    common: PromotionPoint | None
+    conflicts: list[ConflictAnswer]
+    truncated: bool | Left = msgspec.UNSET
+
+
+class PromotionAnswer(msgspec.Struct, frozen=True, kw_only=True, rename={"from_": "from"}):
+    """A preview. ``items``: the first 500 configs that it changes, or would but for a conflict; ``change_count``: how many there are."""
+
+    from_: PromotionPoint
+    to: PromotionPoint
+    items: list[PromotionItem]
+    change_count: int
+    conflict_count: int
+
+
+class ConfigDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """One config of a stale request: RFC 6902 from the base to the head, from the base to what was sent, and where the two conflict."""
+
+    name: str
+    since: list[dict[str, Any]]
+    yours: list[dict[str, Any]]
+    conflicts: list[str]
+    truncated: bool | Left = msgspec.UNSET
+
+
 class TokenScope(msgspec.Struct, frozen=True):
     namespace: str = "*"
     environment: str = "*"
@@ -245,7 +306,9 @@ class ProblemFault(msgspec.Struct, frozen=True):
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 9457. ``code`` is stable. ``head``, ``number``: what the environment is at now.
 
-    ``changed``, ``yours``, ``overlap``: the three-way summary of a stale base: configs changed since, configs of this request, and those in both.
+    ``changed``, ``yours``, ``overlap``: the three-way summary of a stale base: configs changed since, configs of this request, and those in both;
+    ``differences``: of the first 100 of these, what each side did. ``operation``, ``pointer``: where a patch does not fit. ``conflicts``: of a
+    promotion, the first 1,000 of ``conflict_count``.
     """
 
     type: str
@@ -259,6 +322,13 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     changed: list[str] | Left = msgspec.UNSET
     yours: list[str] | Left = msgspec.UNSET
     overlap: list[str] | Left = msgspec.UNSET
+    base_number: int | Left = msgspec.UNSET
+    differences: list[ConfigDifference] | Left = msgspec.UNSET
+    operation: int | Left = msgspec.UNSET
+    pointer: str | Left = msgspec.UNSET
+    conflicts: list[ConflictAnswer] | Left = msgspec.UNSET
+    conflict_count: int | Left = msgspec.UNSET
+    source: Source | Left = msgspec.UNSET
     incident: str | Left = msgspec.UNSET
 
 
@@ -282,6 +352,7 @@ def of_draft(made: Draft, record: Signed, head: Signed) -> bytes:
             names=tuple(sorted(made.content.leaves)),
             changed=len(made.content.leaves),
             head=head,
+            rebased=made.content.rebased,
         )
     )
 
@@ -314,6 +385,7 @@ def _answer(
     changed: int,
     head: Signed | None,
     unchanged: bool = False,
+    rebased: Rebased | None = None,
 ) -> VersionAnswer:
     return VersionAnswer(
         namespace=version.namespace,
@@ -335,6 +407,7 @@ def _answer(
         change_count=changed,
         changes=names[:MAX_NAMES],
         unchanged=True if unchanged else msgspec.UNSET,
+        rebased=rebased or msgspec.UNSET,
         envelope=envelope(record, VERSION_TYPE) if record else msgspec.UNSET,
         head=envelope(head, HEAD_TYPE) if head else msgspec.UNSET,
     )

@@ -19,13 +19,19 @@ from heliograph.runtime.postgres import Pool, open_pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.api.context import Context
 from heliograph.services.registry.api.routes import add_routes
+from heliograph.services.registry.branch import Branch
 from heliograph.services.registry.changes import MAX_VERSION_BODY
 from heliograph.services.registry.commit import Commits, Signers
 from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.merging import Configs
 from heliograph.services.registry.objects import Objects
+from heliograph.services.registry.patching import Patching
+from heliograph.services.registry.promote import Promote
+from heliograph.services.registry.promotion import MAX_BODY
 from heliograph.services.registry.propagations import Propagations
 from heliograph.services.registry.publish import Publish
 from heliograph.services.registry.reading import Reading
+from heliograph.services.registry.rebase import Rebase
 from heliograph.services.registry.renew import Renewal, Upkeep
 from heliograph.services.registry.rollback import Rollback
 from heliograph.services.registry.settings import RegistrySettings
@@ -39,7 +45,7 @@ from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-LARGE = {"/versions": MAX_VERSION_BODY}
+LARGE = {"/versions": MAX_VERSION_BODY, "/promote": MAX_BODY}
 DATABASE_CHECK_S = 5.0
 WARM_CONNECTIONS = 3
 """Kept open and prepared: a token's look-up, a commit and the bell at the same time."""
@@ -96,13 +102,18 @@ def wire(
     metrics.trust_expires_at_seconds.set(keys.expires_at_us / 1e6)
     head_life_us = int(settings.head_life_s * 1e6)
     commits = Commits(store, objects, Signers(keys.commit, keys.head), bell, metrics, head_life_us=head_life_us)
-    three_way = ThreeWay(store, objects)
+    configs = Configs(store, objects)
+    three_way = ThreeWay(store, objects, configs)
+    publish = Publish(commits, objects, validation, three_way, Rebase(store, configs), metrics)
     renewal = Renewal(store, commits, bell, head_life_us=head_life_us)
     context = Context(
         pool=pool,
         store=store,
         commits=commits,
-        publish=Publish(commits, objects, validation, three_way, metrics),
+        publish=publish,
+        patching=Patching(publish, objects),
+        branch=Branch(commits, store, objects),
+        promote=Promote(commits, store, objects, configs, publish, three_way),
         rollback=Rollback(commits, store, objects, three_way),
         reading=Reading(store, objects),
         replay=Replay(pool, store, renewal, bell),

@@ -54,7 +54,8 @@ CREATED: Final = 201
 class Order:
     """A request to change an environment: by whom, on what condition, and how it is to be told.
 
-    ``if_match``: the version id that the head must have. ``key``, ``request``: the idempotency key, and the digest of the request it stands for.
+    ``if_match``: the version id that the head must have; with ``rebase``: or that nothing may overlap with since. ``key``, ``request``: the
+    idempotency key, and the digest of the request it stands for.
     """
 
     place: Place
@@ -65,6 +66,7 @@ class Order:
     trace: str | None = None
     answer: Answer = "soon"
     if_match: bytes | None = None
+    rebase: bool = False
     key: str | None = None
     request: bytes = b""
 
@@ -110,9 +112,9 @@ class Commits:
         self._heads: ByteCache[Place, HeadRow] = ByteCache(16 << 20)
         self._turns: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
 
-    async def create(self, order: Order) -> Committed:
+    async def create(self, order: Order, content: Content = EMPTY) -> Committed:
         """Version 1 of a new environment. Raises AlreadyExists, NotFound (no such namespace)."""
-        done = await self._swap(order, None, EMPTY)
+        done = await self._swap(order, None, content)
         assert done is not None, "there is no head that could move"
         return done
 

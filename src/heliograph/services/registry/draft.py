@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -37,12 +37,28 @@ def stored(kind: Kind, body: bytes) -> Stored:
     return Stored(kind, raw_digest(kind, body), body)
 
 
+class Lineage(NamedTuple):
+    """Which version this one's content came from, and of which configs. ``selectors`` None: of all."""
+
+    kind: Literal["branch", "promote", "rollback"]
+    environment: str
+    number: int
+    selectors: list[str] | None = None
+
+
+class Rebased(msgspec.Struct, frozen=True):
+    """The version that the author had looked at; nothing that came after it overlaps with what the author did."""
+
+    number: int
+    version: str
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What the next version holds.
 
     ``leaves``: changed config -> its new leaf, None where it leaves; ``texts``: documents among them that are at hand, by digest.
-    ``objects``: those that may be new. ``configs``: how many there are then.
+    ``objects``: those that may be new. ``configs``: how many there are then. A ``branch`` lists no leaves: it has all of its source's.
     """
 
     kind: VersionKind
@@ -52,6 +68,8 @@ class Content:
     objects: tuple[Stored, ...]
     configs: int
     source: Source | None = None
+    lineage: Lineage | None = None
+    rebased: Rebased | None = None
 
 
 EMPTY: Final = Content("create", trie.EMPTY, {}, {}, (stored("node", trie.EMPTY.encode()),), 0)
@@ -161,6 +179,7 @@ def event_body(
         received_at_us=received_at_us,
         trace=trace,
         answer=answer,
+        partial=made.content.kind == "branch",
     )
     body = msgspec.json.encode(event)
     if len(body) > MAX_EVENT:

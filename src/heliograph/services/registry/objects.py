@@ -29,6 +29,8 @@ PARSED: Final = 5
 """A node in memory is so many times its stored bytes (measured: 3.7 for buckets, 5.4 for branches)."""
 MANY: Final = 256
 """Nodes from which on working on them is for a thread: some milliseconds."""
+MANY_NAMES: Final = 5_000
+"""Names from which on following them is for a thread."""
 LEARNT: Final = 1_000
 """Of one commit: more would push out what others use."""
 Tries = tuple[Node, ...]
@@ -83,7 +85,9 @@ class Objects:
     ) -> Node:
         """The trie, loaded so far that ``names`` can be read and changed, and ``leaving`` deleted."""
         wanted = list(names)
-        return (await self._grown(namespace, (Stub(root),), lambda tries: trees.on_paths(tries[0], wanted, leaving)))[0]
+        many = len(wanted) > MANY_NAMES
+        grown = await self._grown(namespace, (Stub(root),), lambda tries: trees.on_paths(tries[0], wanted, leaving), many=many)
+        return grown[0]
 
     async def folder(self, namespace: Namespace, root: bytes, folder: str) -> Node | None:
         """One folder with its own entries, None if the version has none of that name; ``""``: the top."""
@@ -111,9 +115,12 @@ class Objects:
     async def schema_of(self, namespace: Namespace, leaf: Leaf) -> bytes | None:
         return await self.text(namespace, unspell(leaf.schema)) if leaf.schema else None
 
-    async def _grown(self, namespace: Namespace, tries: Tries, hidden: Callable[[Tries], set[bytes]]) -> Tries:
-        """Loads what is hidden until nothing is: one round trip for each level that is not cached."""
-        needed, many = hidden(tries), False
+    async def _grown(
+        self, namespace: Namespace, tries: Tries, hidden: Callable[[Tries], set[bytes]], *, many: bool = False
+    ) -> Tries:
+        """Loads what is hidden until nothing is: one round trip for each level that is not cached. ``many``: looking is for a thread from the
+        start."""
+        needed = await asyncio.to_thread(hidden, tries) if many else hidden(tries)
         while needed:
             many = many or len(needed) > MANY
             step = partial(_step, tries, await self._load(namespace, needed), hidden)

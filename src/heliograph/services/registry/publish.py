@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from heliograph.core import trie
 from heliograph.core.canonical import Json, parse
 from heliograph.core.digest import spell, unspell
-from heliograph.core.errors import InvalidSchema, NotFound, SchemaViolation, StaleBase
+from heliograph.core.errors import InvalidSchema, SchemaViolation, StaleBase
 from heliograph.core.records import Leaf
-from heliograph.core.trie import Bucket, Node
+from heliograph.services.registry.assembling import Leaves, assembled, texts_of
 from heliograph.services.registry.changes import Change, Text, below
 from heliograph.services.registry.commit import Commits, Committed, Order, Unchanged
-from heliograph.services.registry.draft import MANY, Content, Stored, stored
+from heliograph.services.registry.draft import Content
 from heliograph.services.registry.heads import HeadRow, Place
+from heliograph.services.registry.merging import leaves_at, next_leaf
 from heliograph.services.registry.objects import Objects
+from heliograph.services.registry.rebase import Edit, Rebase, stale
 from heliograph.services.registry.schemas import MAX_FAULTS
 from heliograph.services.registry.three_way import ThreeWay
 from heliograph.services.registry.validation import Validation
@@ -24,16 +26,16 @@ from heliograph.telemetry.metrics import Metrics
 
 PAUSE: Final = 50
 """Quick validations in a row before others get their turn on the loop: a millisecond or two."""
-Leaves = dict[str, Leaf | None]
 
 
 class Publish:
     def __init__(
-        self, commits: Commits, objects: Objects, validation: Validation, three_way: ThreeWay, metrics: Metrics
+        self, commits: Commits, objects: Objects, validation: Validation, three_way: ThreeWay, rebase: Rebase, metrics: Metrics
     ) -> None:
         self._metrics = metrics
         self._commits = commits
         self._three_way = three_way
+        self._rebase = rebase
         self._objects = objects
         self._validation = validation
 
@@ -42,32 +44,53 @@ class Publish:
 
         Raises SchemaViolation, InvalidSchema, NotFound (a config to delete or to give a schema is not there), and what `Commits.commit` raises.
         """
+
+        async def the_same(_: bytes) -> tuple[Change, ...]:
+            return changes
+
+        return await self.edit(order, the_same)
+
+    async def edit(self, order: Order, edit: Edit) -> Committed | Unchanged:
+        """The same for changes that depend on what is there; ``edit`` is asked again whenever the head has moved.
+
+        With ``order.rebase`` a base that is not the head any more is no obstacle while nothing since then overlaps with the changes.
+        """
         try:
-            return await self._commits.commit(order, partial(self._content, order.place, changes))
+            if order.rebase and order.if_match:
+                return await self._commits.commit(replace(order, if_match=None), partial(self._rebased, order, edit))
+            return await self._commits.commit(order, partial(self._edited, order.place, edit))
         except StaleBase as error:
-            raise await self._three_way(order, error, [change.name for change in changes]) from None
+            raise await self._three_way(order, error, edit) from None
+
+    async def _edited(self, place: Place, edit: Edit, base: HeadRow) -> Content | None:
+        return await self._content(place, await edit(base.root), base)
+
+    async def _rebased(self, order: Order, edit: Edit, head: HeadRow) -> Content | None:
+        if head.version == order.if_match:
+            return await self._edited(order.place, edit, head)
+        changes, base = await self._rebase(order, edit, head)
+        try:
+            content = await self._content(order.place, changes, head)
+        except SchemaViolation as error:
+            raise stale(order, head, f"put together with what came since, {error.detail}") from None
+        return content and replace(content, rebased=base)
 
     async def _content(self, place: Place, changes: tuple[Change, ...], base: HeadRow) -> Content | None:
         leaving = frozenset(change.name for change in changes if change.delete)
         root = await self._objects.paths(place.namespace, base.root, [change.name for change in changes], leaving)
-        old = await self._leaves(place, root, changes)
-        new: Leaves = {change.name: _next_leaf(change, old[change.name]) for change in changes}
+        old = await leaves_at(self._objects, place.namespace, root, [change.name for change in changes])
+        new: Leaves = {change.name: next_leaf(change, old[change.name]) for change in changes}
         changed = [change for change in changes if new[change.name] != old[change.name]]
         if not changed:
             return None
         with self._metrics.publish_seconds.labels("validate").time():
-            await self._check(place, changed, new)
+            await self.check(place, changed, new)
         grown = sum((new[each.name] is not None) - (old[each.name] is not None) for each in changed)
-        put_together = partial(_content, root, changed, new, base.configs + grown)
-        return await asyncio.to_thread(put_together) if len(changed) >= MANY else put_together()
+        texts: dict[str, bytes] = {spell(each.document.digest): each.document.text for each in changed if each.document}
+        leaves: Leaves = {each.name: new[each.name] for each in changed}
+        return await assembled("publish", root, leaves, texts, texts_of(changed), base.configs + grown)
 
-    async def _leaves(self, place: Place, root: Node, changes: tuple[Change, ...]) -> Leaves:
-        at = {change.name: trie.get(root, change.name) for change in changes}
-        digests = {name: found for name, found in at.items() if isinstance(found, bytes)}
-        leaves = await self._objects.leaves(place.namespace, set(digests.values()))
-        return {change.name: leaves[digests[change.name]] if change.name in digests else None for change in changes}
-
-    async def _check(self, place: Place, changed: list[Change], new: Leaves) -> None:
+    async def check(self, place: Place, changed: list[Change], new: Leaves) -> None:
         """Every document against its schema. Raises one error for all faults of all configs."""
         violations = []
         for index, change in enumerate(changed, 1):
@@ -112,37 +135,3 @@ class Publish:
             return change.document.text, change.document.value, change.document.at
         text = await self._objects.text(place.namespace, unspell(leaf.document))
         return text, parse(text), ""
-
-
-def _next_leaf(change: Change, old: Leaf | None) -> Leaf | None:
-    if old is None and (change.delete or change.document is None):
-        raise NotFound(f"no config {change.name}")
-    if change.delete:
-        return None
-    document = spell(change.document.digest) if change.document else (old.document if old else "")
-    match change.schema:
-        case Text(digest=digest):
-            schema: str | None = spell(digest)
-        case False:
-            schema = None
-        case _:
-            schema = old.schema if old else None
-    return Leaf(document, schema)
-
-
-def _content(root: Node, changed: list[Change], new: Leaves, configs: int) -> Content:
-    """Pure; takes about 50 µs for each change."""
-    leaves: Leaves = {change.name: new[change.name] for change in changed}
-    written = {name: stored("leaf", leaf.text()) for name, leaf in leaves.items() if leaf}
-    after = trie.update(root, {name: written[name].digest if name in written else None for name in leaves})
-    objects = [*written.values(), *(stored("node", node.encode()) for node in trie.fresh(root, after))]
-    if isinstance(after, Bucket) and not after.entries:
-        objects.append(stored("node", after.encode()))
-    texts: dict[str, bytes] = {}
-    for change in changed:
-        if change.document:
-            objects.append(Stored("document", change.document.digest, change.document.text))
-            texts[spell(change.document.digest)] = change.document.text
-        if isinstance(change.schema, Text):
-            objects.append(Stored("schema", change.schema.digest, change.schema.text))
-    return Content("publish", after, leaves, texts, tuple(objects), configs)

@@ -24,6 +24,23 @@ select outcome, status, answer from registry.commit_version(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29,
     $30, $31, $32, $33, $34, $35);
 
+-- name: commit_with_lineage
+-- The same for a version whose content came from another: branched, promoted, rolled back.
+select outcome, status, answer from registry.commit_with_lineage(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29,
+    $30, $31, $32, $33, $34, $35, $36, $37, $38, $39);
+
+-- name: note_lineage
+select registry.note_lineage($1, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- name: sources_of
+select source_environment, source_number, source_at, selectors from registry.sources_of($1, $2, $3);
+
+-- name: points
+-- Versions of any environments of a namespace: when they were committed, and their content.
+select v.environment, v.number, v.root, v.committed_at from unnest($2::text[], $3::bigint[]) as p (environment, number)
+  join registry.version v on v.namespace = $1 and v.environment = p.environment and v.number = p.number;
+
 -- name: renew
 select registry.renew_head($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
@@ -45,6 +62,9 @@ select digest, body from registry.object where namespace = $1 and digest = any($
 -- How much text, how many of them are there, and whether one was purged.
 select coalesce(sum(length(body)), 0)::bigint as bytes, count(*) as found, coalesce(bool_or(purged), false) as purged
   from registry.object where namespace = $1 and digest = any($2::bytea[]);
+
+-- name: purged_any
+select exists (select from registry.object where namespace = $1 and purged);
 
 -- name: version_by_number
 select v.*, o.body as message_text from registry.version v

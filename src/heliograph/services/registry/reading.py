@@ -15,6 +15,7 @@ from heliograph.core.canonical import Json, parse
 from heliograph.core.digest import spell, unspell
 from heliograph.core.errors import Corrupt, NotFound
 from heliograph.core.events import VersionEvent
+from heliograph.core.jsondiff import diff
 from heliograph.core.names import ConfigName, Namespace
 from heliograph.core.records import Leaf, Version
 from heliograph.core.trie import Node
@@ -22,7 +23,6 @@ from heliograph.services.registry.answers import Difference, Entry
 from heliograph.services.registry.changes import MAX_TEXT
 from heliograph.services.registry.draft import changed_configs
 from heliograph.services.registry.heads import Place, VersionRow
-from heliograph.services.registry.jsondiff import diff
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.store import Store
 

@@ -10,7 +10,7 @@ from heliograph.core.errors import Conflict, StaleBase
 from heliograph.core.events import MAX_EVENT_TEXT
 from heliograph.core.records import Leaf, Source
 from heliograph.services.registry.commit import Commits, Committed, Order, Unchanged
-from heliograph.services.registry.draft import Content
+from heliograph.services.registry.draft import Content, Lineage
 from heliograph.services.registry.heads import HeadRow, Place, VersionRow
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.store import Store
@@ -33,7 +33,7 @@ class Rollback:
         try:
             return await self._commits.commit(order, partial(self._content, order.place, target))
         except StaleBase as error:
-            raise await self._three_way(order, error, []) from None
+            raise await self._three_way(order, error) from None
 
     async def _content(self, place: Place, target: VersionRow, base: HeadRow) -> Content | None:
         if target.root == base.root:
@@ -44,7 +44,8 @@ class Rollback:
         changed: dict[str, Leaf | None] = {name: leaves[at] if at else None for name, at in found.items()}
         texts = await self._texts(place, changed)
         source = Source(place.environment, target.number, spell(target.id))
-        return Content("rollback", new, changed, texts, (), target.configs, source)
+        lineage = Lineage("rollback", place.environment, target.number)
+        return Content("rollback", new, changed, texts, (), target.configs, source, lineage)
 
     async def _texts(self, place: Place, changed: dict[str, Leaf | None]) -> dict[str, bytes]:
         """The documents, when the event has room for them. Raises Conflict when one is gone."""

@@ -7,7 +7,7 @@ the same request with the same idempotency key finds out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,7 @@ from heliograph.core.errors import NotFound
 from heliograph.core.names import Environment, Namespace
 from heliograph.core.records import Signed
 from heliograph.runtime.postgres import Connection, Pool, translating
-from heliograph.services.registry.draft import Draft, objects_of
+from heliograph.services.registry.draft import Draft, Lineage, objects_of
 from heliograph.services.registry.heads import HeadRow, Place, VersionRow, signatures_text, signed
 from heliograph.services.registry.statements import SQL
 
@@ -77,6 +77,26 @@ class EnvironmentRow:
     version: bytes
     configs: int
     at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRow:
+    """A version that another's content came from. ``selectors`` None: all of it."""
+
+    environment: str
+    number: int
+    at: datetime
+    selectors: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PointRow:
+    """A version of any environment: its content, and when PostgreSQL committed it."""
+
+    environment: str
+    number: int
+    root: bytes
+    committed_at: datetime
 
 
 class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,7 +191,10 @@ class Store:
 
     async def commit(self, commit: Commit) -> tuple[Swapped, Answered | None]:
         """One round trip; see the function in the migration."""
-        row = await self._row("commit", *_arguments(commit))
+        if lineage := commit.draft.content.lineage:
+            row = await self._row("commit_with_lineage", *_arguments(commit), *lineage)
+        else:
+            row = await self._row("commit", *_arguments(commit))
         answered = None if row["answer"] is None else Answered(b"", row["status"], row["answer"])
         return row["outcome"], answered
 
@@ -214,11 +237,42 @@ class Store:
     async def forget_answers(self, older_than_s: float, limit: int) -> int:
         return len(await self._rows("forget_answers", older_than_s, limit))
 
+    # --- lineage ------------------------------------------------------------------------------------------------------------------
+
+    async def sources_of(self, namespace: Namespace, environment: str, number: int) -> list[FlowRow]:
+        """What flowed into a version directly; see the function in the migration."""
+        return [
+            FlowRow(
+                row["source_environment"],
+                row["source_number"],
+                row["source_at"],
+                None if row["selectors"] is None else tuple(row["selectors"]),
+            )
+            for row in await self._rows("sources_of", namespace, environment, number)
+        ]
+
+    async def points(self, namespace: Namespace, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], PointRow]:
+        """Those that are there, by (environment, number)."""
+        rows = await self._rows("points", namespace, [each[0] for each in wanted], [each[1] for each in wanted])
+        found = (PointRow(row["environment"], row["number"], row["root"], row["committed_at"]) for row in rows)
+        return {(row.environment, row.number): row for row in found}
+
+    async def note_lineage(
+        self, place: Place, number: int, lineage: Lineage, *, actor: str, action: str, detail: object
+    ) -> bool:
+        """A promotion that found nothing to change at version ``number``, with its audit row. False: that was known."""
+        told = msgspec.json.encode(detail).decode()
+        values = (*(place.namespace, place.environment, number, *lineage[1:]), *(actor, action, told))
+        return bool((await self._row("note_lineage", *values))[0])
+
     # --- objects ------------------------------------------------------------------------------------------------------------------
 
     async def objects(self, namespace: Namespace, digests: Iterable[bytes]) -> dict[bytes, bytes]:
         """Those that are there and not purged."""
         return {row["digest"]: row["body"] for row in await self._rows("objects", namespace, list(digests))}
+
+    async def purged_any(self, namespace: Namespace) -> bool:
+        return bool((await self._row("purged_any", namespace))[0])
 
     async def weigh(self, namespace: Namespace, digests: Iterable[bytes]) -> Weight:
         row = await self._row("weigh", namespace, list(digests))
@@ -295,6 +349,8 @@ def _arguments(commit: Commit) -> tuple[Any, ...]:
     objects = objects_of(made)
     names = sorted(made.content.leaves)
     detail = {"number": made.version.number, "version": made.id, "changed": len(names), "names": names[:100]}
+    if made.version.source:
+        detail["source"] = msgspec.to_builtins(made.version.source)
     return (
         *(made.place.namespace, made.place.environment),
         *((made.base.version, made.base.issued_at_us) if made.base else (None, None)),

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from heliograph.access.permissions import Action
 from heliograph.core import names
 from heliograph.core.errors import InvalidName
+from heliograph.core.patch import JSON_PATCH, MERGE_PATCH
 from heliograph.runtime.http import Json, RawJson
 from heliograph.services.registry.answers import EntryList, VersionAnswer
 from heliograph.services.registry.api import inputs
@@ -18,7 +19,9 @@ from heliograph.services.registry.api.openapi import ANY_JSON, WRITE_HEADERS, gi
 from heliograph.services.registry.api.writing import answer, etag_of, order
 from heliograph.services.registry.changes import Change, set_document, set_schema
 from heliograph.services.registry.heads import Place
+from heliograph.services.registry.patching import read_patch
 
+_PATCHES = takes(ANY_JSON, WRITE_HEADERS, (MERGE_PATCH, JSON_PATCH))
 Part = Literal["document", "schema"]
 At = Annotated[str, Query(max_length=80, description="a version's number or id; the head by default")]
 
@@ -48,6 +51,7 @@ class Configs:
                 responses=written,
                 openapi_extra=takes(None, WRITE_HEADERS),
             )
+        router.patch("/configs/{name:path}", status_code=201, responses=written, openapi_extra=_PATCHES)(self.patch_document)
         return router
 
     async def list_folder(
@@ -83,6 +87,19 @@ class Configs:
         A document that is there already commits nothing: 200 with the current version and `unchanged: true`.
         """
         return await self._write(request, namespace, environment, name, "document")
+
+    async def patch_document(self, request: Request, namespace: str, environment: str, name: str) -> Response:
+        """Publishes a patched document. Takes a JSON Merge Patch (RFC 7396) or a JSON Patch (RFC 6902, at most 1,000 operations) by its media type.
+
+        Without If-Match it is applied to the head, and again when the head moves meanwhile. An operation that does not fit the document, a `test`
+        that fails among them, is 409 with its index and pointer.
+        """
+        principal, place = await self._context.permitted(request, Action.WRITE, namespace, environment)
+        config = names.config(name)
+        body = await request.body()
+        patch = await inputs.read(body, partial(read_patch, request.headers.get("content-type", "")))
+        asked = order(request, principal, place, body, action="config.patch")
+        return await answer(self._context, request, place, await self._context.patching(asked, config, patch))
 
     async def put_schema(self, request: Request, namespace: str, environment: str, name: str) -> Response:
         """Gives an existing config a JSON Schema (draft-07), from this version on. Refused when the current document breaks it."""

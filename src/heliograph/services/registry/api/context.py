@@ -15,9 +15,12 @@ from heliograph.core.records import Signed
 from heliograph.runtime.http import bearer_token
 from heliograph.runtime.postgres import Pool
 from heliograph.services.registry.answers import Endpoints
+from heliograph.services.registry.branch import Branch
 from heliograph.services.registry.commit import Commits
 from heliograph.services.registry.heads import Place
 from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.patching import Patching
+from heliograph.services.registry.promote import Promote
 from heliograph.services.registry.propagations import Propagations
 from heliograph.services.registry.publish import Publish
 from heliograph.services.registry.reading import Reading
@@ -33,6 +36,9 @@ class Context:
     store: Store
     commits: Commits
     publish: Publish
+    patching: Patching
+    branch: Branch
+    promote: Promote
     rollback: Rollback
     reading: Reading
     replay: Replay

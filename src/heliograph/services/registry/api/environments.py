@@ -28,7 +28,7 @@ from heliograph.services.registry.answers import (
 )
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
-from heliograph.services.registry.api.openapi import IDEMPOTENCY_KEY, gives, takes
+from heliograph.services.registry.api.openapi import IDEMPOTENCY_KEY, WHICH_VERSION, gives, takes
 from heliograph.services.registry.api.writing import answer, order
 from heliograph.services.registry.environments import create_environment, create_namespace
 from heliograph.services.registry.heads import Place
@@ -41,8 +41,33 @@ _NAME: Final[dict[str, Any]] = {
 }
 
 
+_ENVIRONMENT: Final[dict[str, Any]] = {
+    **_NAME,
+    "properties": {
+        **_NAME["properties"],
+        "from": {
+            "description": "begin with the content of this environment, at a version (by default its head's)",
+            "type": ["object", "null"],
+            "required": ["environment"],
+            "additionalProperties": False,
+            "properties": {"environment": {"type": "string", "pattern": f"^{names.SEGMENT}$"}, "version": WHICH_VERSION},
+        },
+    },
+}
+
+
 class _Named(msgspec.Struct, forbid_unknown_fields=True):
     name: str
+
+
+class _From(msgspec.Struct, forbid_unknown_fields=True):
+    environment: str
+    version: int | str | None = None
+
+
+class _Environment(msgspec.Struct, forbid_unknown_fields=True, rename={"origin": "from"}):
+    name: str
+    origin: _From | None = None
 
 
 class Environments:
@@ -58,8 +83,8 @@ class Environments:
         add = router.post(
             "/namespaces/{namespace}/environments",
             status_code=201,
-            responses=gives(201, VersionAnswer, "version 1, which is empty"),
-            openapi_extra=takes(_NAME, [IDEMPOTENCY_KEY]),
+            responses=gives(201, VersionAnswer, "version 1: empty, or with the content of the version it was branched from"),
+            openapi_extra=takes(_ENVIRONMENT, [IDEMPOTENCY_KEY]),
         )
         add(self.add_environment)
         router.get("/namespaces/{namespace}/environments", responses=gives(200, EnvironmentList))(self.environments)
@@ -83,13 +108,23 @@ class Environments:
         return Json(NamespaceList([NamespaceAnswer(name, at) for name, at in rows if _reaches(principal, name)], after))
 
     async def add_environment(self, request: Request, namespace: str) -> Response:
-        """Makes an environment: a history of its own, which begins with an empty version 1."""
+        """Makes an environment: a history of its own, which begins with an empty version 1.
+
+        `from` branches it off another environment of the namespace instead: version 1 has the content of that version, and shares all of it.
+        """
         principal = await self._context.principal(request)
         body = await request.body()
-        place = Place(names.namespace(namespace), names.environment(_named(body)))
+        wanted = _environment(body)
+        place = Place(names.namespace(namespace), names.environment(wanted.name))
         allow(principal, Action.CREATE, place.namespace, place.environment)
-        asked = order(request, principal, place, body, action="environment.create")
-        return await answer(self._context, request, place, await create_environment(self._context.commits, asked))
+        if wanted.origin is None:
+            asked = order(request, principal, place, body, action="environment.create")
+            return await answer(self._context, request, place, await create_environment(self._context.commits, asked))
+        source = Place(place.namespace, names.environment(wanted.origin.environment))
+        allow(principal, Action.READ, source.namespace, source.environment)
+        at = None if wanted.origin.version is None else inputs.which_version(str(wanted.origin.version))
+        asked = order(request, principal, place, body, action="environment.branch")
+        return await answer(self._context, request, place, await self._context.branch(asked, source, at))
 
     async def environments(
         self, request: Request, namespace: str, cursor: inputs.Cursor = "", limit: inputs.Limit = 100
@@ -154,6 +189,13 @@ def _named(body: bytes) -> str:
         return msgspec.json.decode(body, type=_Named).name
     except msgspec.DecodeError as error:
         raise InvalidRequest(f'expected {{"name": "…"}}: {error}') from None
+
+
+def _environment(body: bytes) -> _Environment:
+    try:
+        return msgspec.json.decode(body, type=_Environment)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f'expected {{"name": "…", "from"?: {{"environment", "version"?}}}}: {error}') from None
 
 
 def _reaches(principal: Principal, namespace: Namespace | str) -> bool:

@@ -70,13 +70,15 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def fingerprint(request: Request, body: bytes) -> bytes:
-    """What an idempotency key stands for: method, path, condition, message and body."""
-    told = (
+    """What an idempotency key stands for: method, path, condition, message, body, and of a patch its kind."""
+    told = [
         request.method,
         request.url.path,
         request.headers.get("if-match", ""),
         request.headers.get("heliograph-message", ""),
-    )
+    ]
+    if request.method == "PATCH":
+        told.append(request.headers.get("content-type", ""))
     hashed = hashlib.sha256()
     for part in (*(each.encode() for each in told), body):
         hashed.update(len(part).to_bytes(8, "big") + part)
@@ -112,6 +114,11 @@ def wait(request: Request, longest_s: float) -> Wait | None:
     if not 0 < share <= 1 or seconds < 0:
         raise InvalidRequest("Prefer: wait takes seconds from 0, share a number above 0 and up to 1")
     return Wait(min(seconds, longest_s), share)
+
+
+def rebase(request: Request) -> bool:
+    """Of ``Prefer: rebase``: publish on top of a head that is not the one in If-Match, when nothing overlaps."""
+    return "rebase" in _preferences(request)
 
 
 def _preferences(request: Request) -> dict[str, str]:

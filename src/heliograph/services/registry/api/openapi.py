@@ -22,7 +22,7 @@ ANY_JSON: Final = "any"
 NDJSON: Final = "ndjson"
 _REF: Final = "#/components/schemas/{name}"
 
-Shape = type[msgspec.Struct] | str | None
+Shape = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | str | None
 
 
 def _parameter(name: str, description: str) -> dict[str, Any]:
@@ -36,7 +36,9 @@ WRITE_HEADERS: Final = [
     _parameter("If-Match", 'the version id that the head must have: "sha256:…"; otherwise 412 with what has changed'),
     IDEMPOTENCY_KEY,
     _parameter(
-        "Prefer", "wait=2, share=0.95: hold the answer until that share of the connected instances has applied the version"
+        "Prefer",
+        "wait=2, share=0.95: hold the answer until that share of the connected instances has applied the version; "
+        "rebase: publish on top of a head that is not the one in If-Match any more, when nothing that came since overlaps",
     ),
     _parameter("Heliograph-Message", "percent-encoded; why this is done"),
 ]
@@ -55,18 +57,24 @@ def gives(status: int, shape: Shape, description: str = "") -> dict[int | str, d
 _DESCRIPTIONS: Final = {200: "OK", 201: "Committed", 204: "Done", 304: "As it was"}
 
 
-def takes(shape: Shape | dict[str, Any], parameters: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def takes(
+    shape: Shape | dict[str, Any],
+    parameters: list[dict[str, Any]] | None = None,
+    media: tuple[str, ...] = ("application/json",),
+) -> dict[str, Any]:
     """A body, for a route's ``openapi_extra``."""
     extra: dict[str, Any] = {}
     if parameters:
         extra["parameters"] = parameters
     if shape is not None:
         schema = shape if isinstance(shape, dict) else _schema(shape)
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        extra["requestBody"] = {"required": True, "content": {each: {"schema": schema} for each in media}}
     return extra
 
 
 def _schema(shape: Shape) -> dict[str, Any]:
+    if isinstance(shape, tuple):
+        return {"anyOf": [_schema(each) for each in shape]}
     return {} if isinstance(shape, str) or shape is None else {"$ref": _REF.format(name=shape.__name__)}
 
 
@@ -92,6 +100,10 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 VERSION_NAME: Final = r"^([1-9][0-9]{0,15}|sha256:[0-9a-f]{64})$"
+WHICH_VERSION: Final[dict[str, Any]] = {
+    "description": "number or id",
+    "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": VERSION_NAME}],
+}
 CONFIG_NAME: Final = {
     "pattern": rf"^{names.SEGMENT}(/{names.SEGMENT}){{0,{names.MAX_SEGMENTS - 1}}}$",
     "maxLength": names.MAX_CONFIG_NAME,

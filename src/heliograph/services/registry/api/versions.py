@@ -9,7 +9,8 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from heliograph.access.permissions import Action
+from heliograph.access.permissions import Action, allow
+from heliograph.core import names
 from heliograph.core.digest import spell
 from heliograph.core.errors import InvalidRequest
 from heliograph.runtime.http import Json
@@ -137,13 +138,23 @@ class Versions:
             str, Query(alias="from", max_length=80, description="number or id; by default the version before `to`")
         ] = "",
         to: Annotated[str, Query(max_length=80, description="number or id; the head by default")] = "",
+        from_environment: Annotated[
+            str,
+            Query(max_length=63, description="compare with this environment: `from` is a version of it, by default its head"),
+        ] = "",
         cursor: inputs.Cursor = "",
         limit: inputs.Limit = 100,
     ) -> Response:
-        """What differs between two versions, config by config, as RFC 6902 operations. A later page needs the same `from` and `to`."""
-        _, place = await self._context.permitted(request, Action.READ, namespace, environment)
+        """What differs between two versions, of one environment or of two, config by config, as RFC 6902 operations. A later page needs the same
+        `from` and `to`."""
+        principal, place = await self._context.permitted(request, Action.READ, namespace, environment)
         new = await self._version(place, to)
-        old = await self._context.store.version(place, inputs.which_version(from_) if from_ else max(1, new.number - 1))
+        if from_environment:
+            other = Place(place.namespace, names.environment(from_environment))
+            allow(principal, Action.READ, other.namespace, other.environment)
+            old = await self._version(other, from_)
+        else:
+            old = await self._context.store.version(place, inputs.which_version(from_) if from_ else max(1, new.number - 1))
         items = await self._context.reading.differences(place, old, new, inputs.keys_of(cursor)[0], limit)
         after = inputs.cursor_of(items[-1].name) if len(items) == limit else None
         ends = (DiffEnd(each.number, spell(each.id)) for each in (old, new))

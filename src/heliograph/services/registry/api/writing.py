@@ -14,12 +14,14 @@ from heliograph.services.registry import answers
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
 from heliograph.services.registry.commit import Committed, Order, Unchanged
+from heliograph.services.registry.draft import Rebased
 from heliograph.services.registry.heads import Place
 
 
 class _Which(msgspec.Struct, frozen=True):
     number: int
     version: str
+    rebased: Rebased | None = None
 
 
 def order(
@@ -36,6 +38,7 @@ def order(
         trace=str(request.state.trace),
         answer="now" if prefers_wait else "soon",
         if_match=inputs.if_match(request),
+        rebase=inputs.rebase(request),
         key=inputs.idempotency_key(request),
         request=inputs.fingerprint(request, body),
     )
@@ -47,6 +50,8 @@ async def answer(context: Context, request: Request, place: Place, outcome: Comm
     done = await _said(context, place, outcome) if isinstance(outcome, Unchanged) else outcome
     which = msgspec.json.decode(done.body, type=_Which)
     headers = {"ETag": f'"{which.version}"'} | ({"Idempotency-Replayed": "true"} if done.replayed else {})
+    if which.rebased:
+        headers["Preference-Applied"] = "rebase"
     body = done.body
     if wait := inputs.wait(request, context.wait_max_s):
         with context.metrics.publish_seconds.labels("wait").time():

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliograph.services.registry.jsondiff import diff, same
+from heliograph.core.jsondiff import diff, same
 
 values = st.recursive(
     st.none()

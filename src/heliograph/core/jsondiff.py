@@ -22,6 +22,8 @@ def diff(old: Json, new: Json, at: str = "") -> list[Operation]:
 
 def same(a: Json, b: Json) -> bool:
     """Equality of JSON values."""
+    if a is b:
+        return True
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):
