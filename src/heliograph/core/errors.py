@@ -13,6 +13,7 @@
     ├── Conflict
     │   ├── StaleBase           the head is not the one the author looked at
     │   ├── AlreadyExists
+    │   ├── StillNamed          a head names what was to be purged
     │   ├── IdempotencyKeyReused
     │   └── Contended           gave up after bounded retries; nothing was changed
     ├── Denied
@@ -129,6 +130,17 @@ class StaleBase(Conflict):
         self.head = head
         self.number = number
         self.more = more or {}
+
+
+class StillNamed(Conflict):
+    """``holders``: environment -> (some of) the configs of its head that name it."""
+
+    code = "still-named"
+    title = "A head names what was to be purged"
+
+    def __init__(self, detail: str = "", *, holders: dict[str, list[str]] | None = None) -> None:
+        super().__init__(detail)
+        self.more: dict[str, object] = {"held_by": holders or {}}
 
 
 class AlreadyExists(Conflict):

@@ -19,6 +19,7 @@ STATUS: Final[dict[type[e.HeliographError], int]] = {
     e.NotFound: 404,
     e.Conflict: 409,
     e.StaleBase: 412,
+    e.StillNamed: 409,
     e.AlreadyExists: 409,
     e.IdempotencyKeyReused: 422,
     e.Contended: 409,

@@ -49,7 +49,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A version. ``version`` is its id. ``safe``: its durability is certain; ``copies``: servers that have it.
 
     ``changes``: the configs it changed, as far as they are listed here, ``change_count`` how many. ``unchanged``: the request asked for what is there
-    already, so nothing was committed.
+    already, so nothing was committed. ``labels``: those that name it now.
     """
 
     namespace: str
@@ -73,6 +73,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     unchanged: bool | Left = msgspec.UNSET
     envelope: Envelope | Left = msgspec.UNSET
     head: Envelope | Left = msgspec.UNSET
+    labels: list[str] | Left = msgspec.UNSET
     wait: Waited | Left = msgspec.UNSET
     propagation: dict[str, Any] | Left = msgspec.UNSET
 
@@ -99,9 +100,18 @@ class HeadAnswer(msgspec.Struct, frozen=True, kw_only=True):
     envelope: Envelope
 
 
+class Deleted(msgspec.Struct, frozen=True):
+    """It can be restored until ``erase_at``, when it is erased for good."""
+
+    by: str
+    at: datetime
+    erase_at: datetime
+
+
 class NamespaceAnswer(msgspec.Struct, frozen=True):
     name: str
     created_at: datetime | None = None
+    deleted: Deleted | Left = msgspec.UNSET
 
 
 class NamespaceList(msgspec.Struct, frozen=True):
@@ -117,6 +127,7 @@ class EnvironmentAnswer(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     configs: int
     at: str
+    deleted: Deleted | Left = msgspec.UNSET
 
 
 class EnvironmentList(msgspec.Struct, frozen=True):
@@ -246,6 +257,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 9457. ``code`` is stable. ``head``, ``number``: what the environment is at now.
 
     ``changed``, ``yours``, ``overlap``: the three-way summary of a stale base: configs changed since, configs of this request, and those in both.
+    ``held_by``: environments whose heads name what was to be purged, with configs.
     """
 
     type: str
@@ -259,6 +271,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     changed: list[str] | Left = msgspec.UNSET
     yours: list[str] | Left = msgspec.UNSET
     overlap: list[str] | Left = msgspec.UNSET
+    held_by: dict[str, list[str]] | Left = msgspec.UNSET
     incident: str | Left = msgspec.UNSET
 
 
@@ -286,9 +299,16 @@ def of_draft(made: Draft, record: Signed, head: Signed) -> bytes:
     )
 
 
-def of_row(row: VersionRow, current: HeadRow | None, *, with_envelope: bool = True, unchanged: bool = False) -> VersionAnswer:
+def of_row(
+    row: VersionRow,
+    current: HeadRow | None,
+    *,
+    with_envelope: bool = True,
+    unchanged: bool = False,
+    labels: list[str] | None = None,
+) -> VersionAnswer:
     """A committed version. ``current``: the head now; given with its own version, the answer carries it."""
-    return _answer(
+    told = _answer(
         Version.read(row.record.payload),
         spell(row.id),
         row.record if with_envelope else None,
@@ -300,6 +320,7 @@ def of_row(row: VersionRow, current: HeadRow | None, *, with_envelope: bool = Tr
         head=current.signed if with_envelope and current and current.version == row.id else None,
         unchanged=unchanged,
     )
+    return msgspec.structs.replace(told, labels=labels) if labels else told
 
 
 def _answer(

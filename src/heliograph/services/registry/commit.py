@@ -201,7 +201,9 @@ class Commits:
             case "moved":
                 return None
             case "missing":
-                raise NotFound(f"no environment {order.place}" if base else f"no namespace {order.place.namespace}")
+                if base:
+                    raise await self._store.missing(order.place)
+                raise NotFound(f"no namespace {order.place.namespace}")
             case "exists":
                 raise AlreadyExists(f"environment {order.place} exists already")
             case "reused":

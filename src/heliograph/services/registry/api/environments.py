@@ -28,6 +28,7 @@ from heliograph.services.registry.answers import (
 )
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
+from heliograph.services.registry.api.deletion import gone_environment, gone_namespace
 from heliograph.services.registry.api.openapi import IDEMPOTENCY_KEY, gives, takes
 from heliograph.services.registry.api.writing import answer, order
 from heliograph.services.registry.environments import create_environment, create_namespace
@@ -75,9 +76,16 @@ class Environments:
         made = await create_namespace(self._context.store, name, principal.id)
         return Json(NamespaceAnswer(name, made), status_code=201)
 
-    async def namespaces(self, request: Request, cursor: inputs.Cursor = "", limit: inputs.Limit = 100) -> Response:
-        """Namespaces by name, as far as the token reaches. A page may be shorter than asked for."""
+    async def namespaces(
+        self, request: Request, cursor: inputs.Cursor = "", limit: inputs.Limit = 100, deleted: inputs.Deleted = False
+    ) -> Response:
+        """Namespaces by name, as far as the token reaches. A page may be shorter than asked for. `deleted`: those that can be restored."""
         principal = await self._context.principal(request)
+        if deleted:
+            allow(principal, Action.ADMIN)
+            gone = await self._context.erasure.gone_namespaces(inputs.keys_of(cursor)[0], limit)
+            after = inputs.cursor_of(gone[-1].name) if len(gone) == limit else None
+            return Json(NamespaceList([gone_namespace(row) for row in gone], after))
         rows = await self._context.store.namespaces(inputs.keys_of(cursor)[0], limit)
         after = inputs.cursor_of(rows[-1][0]) if len(rows) == limit else None
         return Json(NamespaceList([NamespaceAnswer(name, at) for name, at in rows if _reaches(principal, name)], after))
@@ -89,14 +97,26 @@ class Environments:
         place = Place(names.namespace(namespace), names.environment(_named(body)))
         allow(principal, Action.CREATE, place.namespace, place.environment)
         asked = order(request, principal, place, body, action="environment.create")
-        return await answer(self._context, request, place, await create_environment(self._context.commits, asked))
+        return await answer(
+            self._context, request, place, await create_environment(self._context.store, self._context.commits, asked)
+        )
 
     async def environments(
-        self, request: Request, namespace: str, cursor: inputs.Cursor = "", limit: inputs.Limit = 100
+        self,
+        request: Request,
+        namespace: str,
+        cursor: inputs.Cursor = "",
+        limit: inputs.Limit = 100,
+        deleted: inputs.Deleted = False,
     ) -> Response:
-        """A namespace's environments by name, as far as the token reaches."""
+        """A namespace's environments by name, as far as the token reaches. `deleted`: those that can be restored, for administrators."""
         principal = await self._context.principal(request)
         owner = names.namespace(namespace)
+        if deleted:
+            allow(principal, Action.ADMIN, owner, None)
+            gone = await self._context.erasure.gone_environments(owner, inputs.keys_of(cursor)[0], limit)
+            after = inputs.cursor_of(gone[-1].name) if len(gone) == limit else None
+            return Json(EnvironmentList([gone_environment(owner, row) for row in gone], after))
         if not _reaches(principal, owner):
             raise Forbidden(f"this {principal.kind} token does not permit read on {owner}")
         rows = await self._context.store.environments(owner, inputs.keys_of(cursor)[0], limit)
