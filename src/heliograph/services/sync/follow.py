@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -16,8 +17,18 @@ import structlog
 
 from heliograph.core.delta import Entry, read_leaf
 from heliograph.core.errors import Corrupt, HeliographError, NotFound, Unavailable
-from heliograph.core.events import ChangedConfig, FromRegistry, HeadEvent, RevokedEvent, VersionEvent, shard_of
+from heliograph.core.events import (
+    ChangedConfig,
+    DeletedEvent,
+    FromRegistry,
+    HeadEvent,
+    PurgeEvent,
+    RevokedEvent,
+    VersionEvent,
+    shard_of,
+)
 from heliograph.core.records import Head
+from heliograph.core.times import to_text
 from heliograph.eventlog.ports import Gap, Marks, Reader, Record
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.retry import attempts, until_available
@@ -96,6 +107,24 @@ class Follower:
                 self._renew(event)
             case VersionEvent():
                 await self._advance(record, event, read_us)
+            case DeletedEvent():
+                self._remove(event)
+            case PurgeEvent(namespace=namespace):
+                self._forget_past(namespace)
+
+    def _remove(self, event: DeletedEvent) -> None:
+        """What is being read of it was read before this. Should it have been restored since, its next head brings it back."""
+        if mending := self._mending.pop((event.namespace, event.environment), None):
+            mending.cancel()
+        where, until = f"{event.namespace}/{event.environment}", to_text(event.erase_at_us)
+        self._hub.no_environment(
+            event.namespace, event.environment, f"the environment {where} was deleted; it can be restored until {until}"
+        )
+
+    def _forget_past(self, namespace: str) -> None:
+        for environment in self._hub.environments():
+            if environment.namespace == namespace:
+                environment.forget_past()
 
     def _renew(self, event: HeadEvent) -> None:
         room = self._hub.room(event.namespace, event.environment)
@@ -160,14 +189,18 @@ class Follower:
             return
         task = asyncio.ensure_future(work)
         self._mending[key] = task
-        task.add_done_callback(lambda _: self._mending.pop(key, None))
+        task.add_done_callback(lambda _: self._mended(key, task))
+
+    def _mended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._mending.get(key) is task:
+            del self._mending[key]
 
     async def _reload_until_right(self, namespace: str, name: str, record: Record | None) -> None:
         async for attempt in attempts():
             try:
                 await self._load(namespace, name)
-            except NotFound:
-                self._hub.no_environment(namespace, name)
+            except NotFound as missing:
+                self._hub.no_environment(namespace, name, missing.detail)
                 return
             except Unavailable:
                 continue
@@ -193,14 +226,16 @@ class Follower:
         async for each in self._registry.heads():
             known = self._hub.room(each.namespace, each.environment)
             if known is None and shard_of(each.namespace, each.environment) == shard:
-                await self._load(each.namespace, each.environment)
+                with suppress(NotFound):  # deleted meanwhile
+                    await self._load(each.namespace, each.environment)
 
     async def _load_all(self) -> None:
         gate = asyncio.Semaphore(LOADS_AT_ONCE)
 
         async def load(namespace: str, environment: str) -> None:
             async with gate:
-                await self._load(namespace, environment)
+                with suppress(NotFound):  # deleted meanwhile
+                    await self._load(namespace, environment)
 
         heads = [each async for each in self._registry.heads()]
         try:

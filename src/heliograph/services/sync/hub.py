@@ -150,13 +150,28 @@ class Hub:
             if not each.done():
                 each.set_result(found)
 
-    def no_environment(self, namespace: str, environment: str) -> None:
-        """The registry does not know it either."""
-        missing = NotFound(f"there is no environment {namespace}/{environment}")
+    def no_environment(self, namespace: str, environment: str, detail: str = "") -> None:
+        """The registry does not know it either, any more perhaps."""
+        missing = NotFound(detail or f"there is no environment {namespace}/{environment}")
+        self.remove_environment(namespace, environment, missing.detail)
         for arrival in self._awaited.pop((namespace, environment), ()):
             told = frames.ErrorFrame(code=missing.code, detail=missing.detail, subscription=arrival.subscriber.id)
             arrival.connection.pipe.send(_encode(told))
         self._tell_seekers((namespace, environment), None)
+
+    def remove_environment(self, namespace: str, environment: str, detail: str) -> None:
+        """It is gone: its subscribers are told, and keep what they run on. They ask again when they come back; should it be restored by then, they
+        are served."""
+        room = self._rooms.pop((namespace, environment), None)
+        if room is None:
+            return
+        for members in room.groups.values():
+            for subscriber, connection in members.items():
+                told = frames.ErrorFrame(code=NotFound.code, detail=detail, subscription=subscriber.id)
+                connection.pipe.send(_encode(told))
+                self._report_left(subscriber, "environment deleted")
+        room.environment.close()
+        self._count()
 
     def moved(self, environment: Environment, logged_us: int) -> None:
         """The head is another one: send it to everybody, in the background."""
@@ -390,6 +405,8 @@ class Hub:
         everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
         pause = self._settings.head_spread_s * SLICE / 10 / max(len(everybody), 1)
         for index, (subscriber, connection) in enumerate(everybody):
+            if room.environment.closed:
+                return
             if (
                 subscriber.cursor == room.environment.cursor
                 and not connection.paused_us
