@@ -17,7 +17,8 @@ from heliograph.cli.options import ENVIRONMENT, TRUST, seconds
 from heliograph.cli.session import Session
 from heliograph.cli.target import Target
 from heliograph.core import names
-from heliograph.core.errors import HeliographError, InvalidRequest
+from heliograph.core.errors import Forked, HeliographError, InvalidRequest
+from heliograph.core.times import to_text
 
 LOOK_S: Final = 0.15
 SAVED: Final = ("trust.json", "history.ndjson", "bundle.json")
@@ -77,21 +78,53 @@ def _receipt(told: dict[str, Any], since_us: int) -> tuple[Any, ...]:
 # --- who runs what ----------------------------------------------------------------------------------------------------------------
 
 
-def instances(session: Session, target: ENVIRONMENT) -> None:
-    """Show the clients of an environment: who they are and what they run."""
-    found = list(session.api.pages(Target.environment_of(target).of("instances"), of_ledger=True))
+def instances(
+    session: Session,
+    target: ENVIRONMENT,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="Who was there then, and what each ran: 2026-11-01T12:00:00Z.")
+    ] = None,
+    instance: Annotated[str | None, typer.Option("--instance", metavar="ID", help="With --at: only this one.")] = None,
+) -> None:
+    """Show the clients of an environment: who they are and what they run, or ran at a time."""
+    path = Target.environment_of(target).of("instances")
+    if at:
+        then = list(session.api.pages(path, of_ledger=True, at=at, instance=instance))
+        told = ("instance", "app", "host", "labels", "sdk", "region", "ran")
+        session.tell(then, lambda: show.table(told, map(_instance_then, then), empty="nobody was connected then"))
+        return
+    found = list(session.api.pages(path, of_ledger=True, instance=instance))
     columns = ("instance", "app", "host", "labels", "sdk", "region", "", "runs")
     session.tell(found, lambda: show.table(columns, map(_instance, found), empty="nobody is connected"))
 
 
 def _instance(told: dict[str, Any]) -> tuple[Any, ...]:
-    said = told["fingerprint"]
     state = (
         ("connected", "green") if told["connected"] else ("unknown", "yellow") if told["unknown"] else ("gone", "bright_black")
     )
+    return *_who(told), Text(*state), _runs(told)
+
+
+def _instance_then(told: dict[str, Any]) -> tuple[Any, ...]:
+    ran = told["ran"]
+    return *_who(told), f"{ran['number']} since {_at(ran['since_us'])}" if ran else "not known"
+
+
+def _who(told: dict[str, Any]) -> tuple[Any, ...]:
+    said = told["fingerprint"]
     labels = " ".join(f"{key}={value}" for key, value in sorted(said.get("labels", {}).items()))
-    sdk = f"{said['sdk']} {said['sdk_version']}"
-    return _short(told), said.get("app", ""), said.get("host", ""), labels, sdk, told["region"], Text(*state), _runs(told)
+    return (
+        _short(told),
+        said.get("app", ""),
+        said.get("host", ""),
+        labels,
+        f"{said['sdk']} {said['sdk_version']}",
+        told["region"],
+    )
+
+
+def _at(us: int) -> str:
+    return show.clock(to_text(us))
 
 
 def drift(session: Session, target: ENVIRONMENT) -> None:
@@ -148,10 +181,23 @@ def verify(
     save: Annotated[
         Path | None, typer.Option("--save", help="Keep what was downloaded in this folder, for checking offline.")
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at", metavar="VERSION", help="With --from-server: every text of this version, too. Needs to read configs."
+        ),
+    ] = None,
 ) -> None:
-    """Check signatures, digests, descent, and that nothing was withheld, without trusting the server."""
+    """Check signatures, digests, descent, and that nothing was withheld, without trusting the server.
+
+    A text that was purged may be missing, if a signed statement says so.
+    """
     wanted = names.view(view or [""])
-    if from_server:
+    if at and not from_server:
+        raise InvalidRequest("--at goes with --from-server")
+    if at:
+        told = _verify_contents(session, Target.environment_of(what), trust, at)
+    elif from_server:
         told = _verify_server(session, Target.environment_of(what), trust, wanted, save)
     else:
         told = _verify_file(session, Path(what), trust, root, wanted)
@@ -173,6 +219,23 @@ def _verify_server(session: Session, where: Target, trust: str | None, view: nam
     every = checks.check_history(history, trust_root)
     checks.check_head(replica.head, every)  # what was committed since the bundle is checked all the same
     return {"versions": len(every), "head": replica.head.number, "configs": len(replica.texts), "root": replica.head.root}
+
+
+def _verify_contents(session: Session, where: Target, trust: str | None, at: str) -> dict[str, Any]:
+    """An old version as a whole: the history up to it, and each of its texts."""
+    from heliograph.cli import verify as checks  # noqa: PLC0415
+    from heliograph.cli.contents import check_contents  # noqa: PLC0415
+    from heliograph.cli.trusting import trusted  # noqa: PLC0415
+
+    trust_root = trusted(session, trust)
+    every = checks.check_history(session.api.call("GET", f"{where.path}/history").content, trust_root)
+    named = session.api.get(f"{where.path}/versions/{at}")
+    found = next((each for each in every if each.identity == named["version"]), None)
+    if found is None:
+        raise Forked(f"version {named['number']} is not in the history")
+    checked = check_contents(session, where, found.version, found.identity, trust_root)
+    told = {"version": found.version.number, "configs": checked.configs, "root": found.version.root}
+    return told | ({"purged": checked.purged} if checked.purged else {})
 
 
 def _verify_file(session: Session, path: Path, trust: str | None, root: Path | None, view: names.View) -> dict[str, Any]:
