@@ -16,6 +16,12 @@ WAIT = Annotated[
 ]
 TIMEOUT = Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long --wait holds at most: 2s, 500ms; up to 30s.")]
 BASE = Annotated[str | None, typer.Option("--if-match", metavar="ID", help="Only on top of this version id.")]
+AT = Annotated[
+    str | None,
+    typer.Option(
+        "--at", metavar="VERSION", help="As of this version: number, id, label:NAME, or a time (2026-11-01T12:00:00Z)."
+    ),
+]
 TRUST = Annotated[
     str | None,
     typer.Option("--trust", envvar="HELIOGRAPH_TRUST", metavar="ANCHOR", help="Trust anchor, sha256:…, or a client token."),
