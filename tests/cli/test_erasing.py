@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
+from heliograph.cli.erasing import confirm
 from heliograph.cli.exits import Exit
+from heliograph.core.errors import InvalidRequest
 
 from .conftest import Shell
 
@@ -85,3 +89,18 @@ def test_purge_and_what_verifies_afterwards(shell: Shell, place: str, tmp_path: 
     assert listed["envelope"]["payloadType"].endswith("purge.v1+json")
     assert "DPO-17" in shell.run("purges", place.split("/", maxsplit=1)[0]).stdout
     shell.refused("verify", place, "--at", 2, ends=Exit.INVALID)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("typed", ["shop/dev", "shop/prod"])
+def test_name_must_be_typed(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{typed}\n"))
+    if typed == "shop/dev":
+        confirm("this deletes shop/dev", "shop/dev")
+    else:
+        with pytest.raises(InvalidRequest, match="another name"):
+            confirm("this deletes shop/dev", "shop/dev")

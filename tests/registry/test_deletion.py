@@ -17,6 +17,7 @@ from heliograph.runtime.postgres import open_pool
 from heliograph.services.registry.erasing import Eraser
 from heliograph.services.registry.erasure import Erasure
 from heliograph.services.registry.settings import RegistrySettings
+from heliograph.telemetry.metrics import Metrics
 
 from .conftest import Author, good, problem, running
 from .test_upkeep import eventually
@@ -29,7 +30,7 @@ PRODUCTION = f"{SHOP}/environments/production"
 async def eraser(settings: RegistrySettings) -> AsyncIterator[Eraser]:
     url = settings.database_url.get_secret_value()
     pool = await open_pool(url, "test", size=2)
-    yield Eraser(Erasure(pool), url)
+    yield Eraser(Erasure(pool), url, Metrics())
     await pool.close()
 
 
@@ -205,7 +206,10 @@ async def test_what_nobody_refers_to_is_erased_and_the_rest_stays(author: Author
     said = await sql.fetch("select action, detail from registry.audit where actor = 'registry' order by id")
     assert [row["action"] for row in said] == ["environment.erase", "namespace.collect"]
     good(await author.ask("POST", f"{SHOP}/environments", json={"name": "dev"}), 201)
-    assert good(await dev.get("/versions"))["items"][0]["number"] == 1
+    (again,) = good(await dev.get("/versions"))["items"]
+    assert (again["number"], again["kind"], again["parent"]) == (1, "create", None)
+    assert again["epoch"] > 1_700_000_000, "another life of that name: what still knows the old one can tell them apart"
+    assert good(await author.get("/versions"))["items"][0]["epoch"] == 1
 
 
 async def test_what_is_deleted_and_can_be_restored_keeps_its_objects(author: Author, eraser: Eraser, sql: Any) -> None:

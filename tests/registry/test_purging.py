@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import asyncpg
 import httpx
 import msgspec
 import pytest
@@ -95,7 +96,9 @@ async def test_purge_is_told_and_audited_and_listed(author: Author, sql: Any) ->
     rows = await sql.fetch("select body, shard from eventlog.event where key = 'shop'")
     events = [msgspec.json.decode(row["body"], type=FromRegistry) for row in rows]
     assert [(each.namespace, each.digests) for each in events if isinstance(each, PurgeEvent)] == [("shop", (gone,))]
-    detail = json.loads(await sql.fetchval("select detail::text from registry.audit where action = 'object.purge'"))
+    audited, _ = good(await author.get("/v1/audit/shop"))["items"]
+    assert audited["action"] == "object.purge"
+    detail = audited["detail"]
     assert (detail["order"], json.loads(detail["statement"])["digests"]) == ("DPO-17", [gone])
     (listed,) = good(await author.get(PURGES))["items"]
     assert listed["envelope"] == told["envelope"]
@@ -219,6 +222,24 @@ async def test_purge_is_undone_when_it_was_given_up_half_way(author: Author, sql
     problem(await author.ask("POST", "/rollback", json={"to": 2}), 409, "conflict")
     await sql.execute("update registry.purged set at = now() - interval '11 minutes'")
     good(await author.put("a", SECRET), 201)
+
+
+async def test_branch_that_was_made_beside_a_purge_has_to_be_made_again(author: Author, sql: Any) -> None:
+    """It has no head before it whose move would tell. An empty environment, and one that is restored, may begin at any time."""
+    gone = await leak(author)
+    row = await sql.fetchrow("select * from registry.head")
+    good(await author.ask("POST", PURGES, json={"digests": [gone]} | WHY), 201)
+    columns, places = ", ".join(row.keys()), ", ".join(f"${n}" for n in range(1, len(row) + 1))
+    branch = dict(row) | {"environment": "branch", "number": 1, "safe": 1}
+    insert = f"insert into registry.head ({columns}) values ({places})"
+    with pytest.raises(asyncpg.RestrictViolationError, match="purged"):
+        await sql.execute(insert, *branch.values())
+    await sql.execute("update registry.purged set at = now() - interval '2 minutes'")
+    await sql.execute(insert, *branch.values())
+    await sql.execute("update registry.purged set at = now()")
+    good(await author.ask("POST", "/v1/namespaces/shop/environments", json={"name": "empty"}), 201)
+    good(await author.ask("DELETE", "/v1/namespaces/shop/environments/branch"))
+    assert await sql.fetchval("select registry.restore_environments('shop', 'branch', 'x')") == ["branch"]
 
 
 async def test_other_registries_forget_it_too(author: Author, registry: Any, settings: Any, free_port: Any) -> None:

@@ -28,6 +28,7 @@ async def test_clients_of_a_deleted_environment_are_told_and_keep_what_they_have
         waiting = asyncio.create_task(world.bundles.get(f"/v1/bundles/{NAMESPACE}/{ENVIRONMENT}?have={held}&wait=25"))
         (await world.api.delete(PATH)).raise_for_status()
         told = await client.until_kind(frames.ErrorFrame)
+        assert client.replica.cursor is not None
         assert (told.code, told.subscription) == ("not-found", 1)
         assert "it can be restored until" in told.detail
         assert client.configs == {"a": 1}

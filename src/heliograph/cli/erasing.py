@@ -47,7 +47,7 @@ def delete(
         raise InvalidRequest("--message and --wait are for configs; deleting an environment makes no version")
     path, name = _place(target)
     if not yes:
-        _confirm(f"this deletes {name} for all its clients", name)
+        confirm(f"this deletes {name} for all its clients", name)
     told = session.api.call("DELETE", path, params={"retain_s": int(seconds(retain))} if retain else {}).json()
     until = show.clock(told["deleted"]["erase_at"])
     session.tell(told, lambda: show.done(f"{name} is deleted; until {until} UTC it comes back by: heliograph restore {name}"))
@@ -94,7 +94,7 @@ def purge(
             )
         body |= {"environment": at.environment, "config": at.config, "versions": [one_version(each) for each in versions]}
     if not yes:
-        _confirm("what is purged never comes back", names.namespace(namespace))
+        confirm("what is purged never comes back", names.namespace(namespace))
     told = session.api.call("POST", f"/v1/namespaces/{names.namespace(namespace)}/purges", json=body).json()
     session.tell(told, lambda: _show_purge(told))
 
@@ -123,7 +123,7 @@ def _place(target: str) -> tuple[str, str]:
     return Target.environment_of(name).path, name
 
 
-def _confirm(what: str, name: str) -> None:
+def confirm(what: str, name: str) -> None:
     """By typing the name. Raises InvalidRequest where nobody can be asked, and when another name is typed."""
     if not sys.stdin.isatty():
         raise InvalidRequest(f"{what}; say --yes if that is right")

@@ -277,6 +277,7 @@ begin
         return case when p_environment is null then array[]::text[] end;
     end if;
     delete from registry.deleted_environment d where d.namespace = p_namespace and d.environment = any(v_back);
+    perform set_config('heliograph.restoring', 'yes', true);
     insert into registry.head select (jsonb_populate_record(null::registry.head, h)).* from jsonb_array_elements(v_heads) h;
     insert into registry.audit (namespace, environment, actor, action)
         select p_namespace, name, p_actor, 'environment.restore' from unnest(v_back) name;
@@ -330,7 +331,7 @@ begin
     update registry.deleted_environment d set erasing = true
      where d.namespace = o_namespace and d.environment = o_environment and not d.erasing;
     if to_regclass('registry.promotion') is not null then
-        execute 'delete from registry.promotion where namespace = $1 and environment = $2' using o_namespace, o_environment;
+        execute 'delete from registry.promotion where namespace = $1 and $2 in (environment, source_environment)' using o_namespace, o_environment;
     end if;
 
     delete from registry.change where ctid = any(array(
@@ -528,13 +529,27 @@ create function registry.refuse_purged() returns trigger language plpgsql securi
 begin
     if exists (select from registry.purged p where p.namespace = new.namespace and p.digest = new.digest
                   and (p.purge is not null or p.at > now() - interval '10 minutes')) then
-        raise exception 'this % was purged and must not be stored again', new.kind using errcode = 'restrict_violation';
+        raise exception 'this % was purged and must not be stored again; write something else', new.kind using errcode = 'restrict_violation';
     end if;
     return new;
 end $$;
 
 create trigger refuse_purged before insert on registry.object for each row
     when (new.kind in ('document', 'schema', 'message')) execute function registry.refuse_purged();
+
+-- A new environment that begins with content (a branch) has no head before it that would say that it was made before a purge was asked for:
+-- for a minute after one, which no request takes, it has to be made again.
+create function registry.refuse_branch_beside_purge() returns trigger language plpgsql security definer set search_path = '' as $$
+begin
+    if current_setting('heliograph.restoring', true) is distinct from 'yes'
+       and exists (select from registry.purged p where p.namespace = new.namespace and p.at > now() - interval '1 minute') then
+        raise exception 'texts of this namespace are being purged, or were a moment ago; branch again in a minute' using errcode = 'restrict_violation';
+    end if;
+    return new;
+end $$;
+
+create trigger refuse_branch_beside_purge before insert on registry.head for each row
+    when (new.number = 1 and new.configs > 0) execute function registry.refuse_branch_beside_purge();
 
 -- From now on nothing new may refer to them. Called before it is known whether something does.
 create function registry.ask_purge(p_namespace text, p_digests bytea[]) returns void language sql security definer set search_path = '' as $$
@@ -576,7 +591,7 @@ begin
      where o.namespace = p_namespace and o.digest = any(p_digests) and o.kind in ('document', 'schema', 'message') and not o.purged;
     insert into registry.purge (namespace, at, purged_by, reason, order_text, digests, statement, signatures)
         values (p_namespace, p_at, p_actor, p_reason, p_order, p_digests, p_statement, p_signatures) returning id into v_purge;
-    update registry.purged p set purge = v_purge where p.namespace = p_namespace and p.digest = any(p_digests);
+    update registry.purged p set purge = v_purge, at = clock_timestamp() where p.namespace = p_namespace and p.digest = any(p_digests);
     insert into registry.audit (namespace, actor, action, detail)
         values (p_namespace, p_actor, 'object.purge',
                 jsonb_build_object('purge', v_purge, 'reason', p_reason, 'order', p_order, 'statement', p_statement,

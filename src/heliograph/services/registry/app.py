@@ -80,7 +80,7 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
             running = [
                 tasks.create_task(bell.run(), name="registry bell"),
                 tasks.create_task(upkeep.run(), name="registry upkeep"),
-                tasks.create_task(Eraser(context.erasure, url).run(), name="registry erasing"),
+                tasks.create_task(Eraser(context.erasure, url, metrics).run(), name="registry erasing"),
                 tasks.create_task(context.forgetting.run(), name="registry forgetting"),
                 tasks.create_task(loop_lag.run(metrics, stop), name="registry loop lag"),
                 tasks.create_task(_watch(store, readiness), name="registry database"),
@@ -121,7 +121,7 @@ def wire(
         past=Past(lookback, objects),
         erasure=erasure,
         deletion=Deletion(erasure, store, renewal, bell, retain_s=settings.deletion_retain_s),
-        purge=Purges(erasure, store, objects, renewal, keys.commit, bell),
+        purge=Purges(erasure, store, objects, renewal, keys.commit, bell, metrics),
         forgetting=Forgetting(erasure, objects),
         keeping=Keeping(settings.event_keep_days, settings.idempotency_keep_s, bool(settings.kafka_bootstrap)),
         tokens=tokens,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+import asyncpg
 import msgspec
 import structlog
 
@@ -22,6 +23,7 @@ from heliograph.core.trie import Branch, Bucket
 from heliograph.runtime.postgres import connect, disconnect, translating
 from heliograph.services.registry.erasure import Erasure, Marked
 from heliograph.services.registry.statements import SQL
+from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -36,8 +38,9 @@ _LEAF: Final = msgspec.json.Decoder(Leaf)
 class Eraser:
     """``url``: of the database, for the connection that holds the lock."""
 
-    def __init__(self, erasure: Erasure, url: str, *, tick_s: float = TICK_S) -> None:
+    def __init__(self, erasure: Erasure, url: str, metrics: Metrics, *, tick_s: float = TICK_S) -> None:
         self._erasure = erasure
+        self._metrics = metrics
         self._url = url
         self._tick_s = tick_s
         self._broken: set[str] = set()
@@ -47,8 +50,8 @@ class Eraser:
         while True:
             try:
                 await self._lead()
-            except HeliographError as error:
-                log.warning("erasing_interrupted", error=error.code)
+            except (HeliographError, asyncpg.PostgresError) as error:
+                log.warning("erasing_interrupted", error=type(error).__name__)
             await asyncio.sleep(self._tick_s)
 
     async def _lead(self) -> None:
@@ -66,6 +69,7 @@ class Eraser:
         while step := await self._erasure.erase_some(STEP):
             place, done = step
             if done:
+                self._metrics.erased.labels("environment").inc()
                 log.info("environment_erased", namespace=place.namespace, environment=place.environment)
             await asyncio.sleep(PAUSE_S)
         while found := await self._erasure.collection(self._broken):
@@ -75,6 +79,7 @@ class Eraser:
                 self._broken.add(found[0])
                 log.error("collection_given_up", namespace=found[0], detail=error.detail)
         while name := await self._erasure.erase_namespace():
+            self._metrics.erased.labels("namespace").inc()
             log.info("namespace_erased", namespace=name)
 
     async def _collect(self, namespace: Namespace, stale: bool) -> None:
@@ -90,6 +95,8 @@ class Eraser:
             await self._erasure.mark_objects(namespace, [each.digest for each in marked], open_, closed)
             return
         outcome, removed = await self._erasure.sweep_some(namespace, STEP)
+        if outcome == "swept":
+            self._metrics.erased.labels("object").inc(removed)
         if outcome == "done":
             log.info("objects_collected", namespace=namespace, removed=removed)
 

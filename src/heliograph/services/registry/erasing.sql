@@ -3,6 +3,9 @@
 -- name: deleted_environment
 select deleted_at, erase_at from registry.deleted_environment where namespace = $1 and environment = $2 and not erasing;
 
+-- name: was_erased
+select exists (select from registry.audit where namespace = $1 and environment = $2 and action = 'environment.erase');
+
 -- name: deletion_of_environment
 select environment, (head ->> 'epoch')::bigint as epoch, number, version, configs, (head ->> 'at_us')::bigint as at_us, deleted_by, deleted_at, erase_at
   from registry.deleted_environment where namespace = $1 and environment = $2;

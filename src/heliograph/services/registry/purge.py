@@ -35,6 +35,7 @@ from heliograph.services.registry.heads import Place
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.renew import Renewal
 from heliograph.services.registry.store import Store
+from heliograph.telemetry.metrics import Metrics
 
 MAX_DIGESTS: Final = 1_000
 """In one purge."""
@@ -66,13 +67,16 @@ class Purged:
 
 
 class Purges:
-    def __init__(self, erasure: Erasure, store: Store, objects: Objects, renewal: Renewal, signer: Signer, bell: Bell) -> None:
+    def __init__(
+        self, erasure: Erasure, store: Store, objects: Objects, renewal: Renewal, signer: Signer, bell: Bell, metrics: Metrics
+    ) -> None:
         self._erasure = erasure
         self._store = store
         self._objects = objects
         self._renewal = renewal
         self._signer = signer
         self._bell = bell
+        self._metrics = metrics
 
     async def documents_of(self, place: Place, name: ConfigName, versions: Iterable[Which]) -> list[bytes]:
         """Digests of the documents that a config had in some versions. Raises NotFound."""
@@ -99,6 +103,7 @@ class Purges:
             await asyncio.shield(self._erasure.cancel_purge(namespace, wanted))
             raise
         self._objects.forget(wanted)
+        self._metrics.purged.inc(len(wanted))
         self._bell.ring()
         return Purged(row, already, messages)
 

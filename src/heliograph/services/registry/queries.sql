@@ -99,6 +99,11 @@ insert into registry.audit (namespace, environment, actor, action, detail) value
 select id, at, namespace, environment, actor, action, detail::text as detail from registry.audit
  where namespace = $1 and environment = $2 and id < $3 order by id desc limit $4;
 
+-- name: audit_of_namespace_before
+-- What was done to the namespace itself, newest first.
+select id, at, namespace, environment, actor, action, detail::text as detail from registry.audit
+ where namespace = $1 and environment is null and id < $2 order by id desc limit $3;
+
 -- name: append_event
 select o_position from eventlog.append_event($1, $2, $3, $4);
 

@@ -110,6 +110,10 @@ class Store(Database):
         """Why there is no such environment."""
         return NotFound(await self.epitaph(place) or f"no environment {place}")
 
+    async def was_erased(self, place: Place) -> bool:
+        """Whether there was an environment of that name before, of which only the audit trail knows."""
+        return bool((await self._row("was_erased", place.namespace, place.environment))[0])
+
     async def epitaph(self, place: Place) -> str | None:
         """What to say of an environment that was deleted and can be restored."""
         row = await self._row("deleted_environment", place.namespace, place.environment)
@@ -175,7 +179,7 @@ class Store(Database):
         except asyncpg.RestrictViolationError as error:
             if "purged" not in str(error):
                 raise
-            raise Conflict(f"{error.args[0]}; write something else") from None
+            raise Conflict(str(error.args[0])) from None
         answered = None if row["answer"] is None else Answered(b"", row["status"], row["answer"])
         return row["outcome"], answered
 
@@ -264,19 +268,10 @@ class Store(Database):
         return int(await self._value("note", within, *values))
 
     async def audit_before(self, place: Place, number: int, limit: int) -> list[AuditRow]:
-        rows = await self._rows("audit_before", place.namespace, place.environment, number, limit)
-        return [
-            AuditRow(
-                id=row["id"],
-                at=row["at"],
-                namespace=row["namespace"],
-                environment=row["environment"],
-                actor=row["actor"],
-                action=row["action"],
-                detail=msgspec.Raw(row["detail"].encode()),
-            )
-            for row in rows
-        ]
+        return list(map(_audit, await self._rows("audit_before", place.namespace, place.environment, number, limit)))
+
+    async def audit_of_namespace_before(self, namespace: Namespace, number: int, limit: int) -> list[AuditRow]:
+        return list(map(_audit, await self._rows("audit_of_namespace_before", namespace, number, limit)))
 
     @staticmethod
     async def append_event(connection: Connection, shard: int, key: str, body: bytes, trace: str | None) -> None:
@@ -328,6 +323,18 @@ _NOWHERE: Final[tuple[Any, ...]] = (
     *("", "", 0, 0, 0, "", "", 0, None, 0, b""),
     *("", "", "{}", None, None, None, None, None),
 )
+
+
+def _audit(row: Any) -> AuditRow:
+    return AuditRow(
+        id=row["id"],
+        at=row["at"],
+        namespace=row["namespace"],
+        environment=row["environment"],
+        actor=row["actor"],
+        action=row["action"],
+        detail=msgspec.Raw(row["detail"].encode()),
+    )
 
 
 def _place(row: Any) -> Place:

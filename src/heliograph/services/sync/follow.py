@@ -67,7 +67,8 @@ class Follower:
         self._set_aside = set_aside
         self._revoked = revoked
         self._mending: dict[tuple[str, str], asyncio.Task[None]] = {}
-        hub.look_for = lambda namespace, environment: self._mend(namespace, environment, None)
+        self._again: dict[tuple[str, str], Record | None] = {}
+        hub.look_for = self._seek
 
     async def load(self) -> Marks:
         """Everything there is; the marks to follow from. Waits for a registry and a log that are away."""
@@ -114,7 +115,9 @@ class Follower:
 
     def _remove(self, event: DeletedEvent) -> None:
         """What is being read of it was read before this. Should it have been restored since, its next head brings it back."""
-        if mending := self._mending.pop((event.namespace, event.environment), None):
+        key = (event.namespace, event.environment)
+        self._again.pop(key, None)
+        if mending := self._mending.pop(key, None):
             mending.cancel()
         where, until = f"{event.namespace}/{event.environment}", to_text(event.erase_at_us)
         self._hub.no_environment(
@@ -180,20 +183,31 @@ class Follower:
                 self._mend(environment.namespace, environment.environment, None)
         self._start(("", ""), self._find_new(shard))
 
+    def _seek(self, namespace: str, environment: str) -> None:
+        """Somebody asks for an environment that is not here."""
+        self._start((namespace, environment), self._reload_until_right(namespace, environment, None))
+
     def _mend(self, namespace: str, environment: str, record: Record | None) -> None:
-        self._start((namespace, environment), self._reload_until_right(namespace, environment, record))
+        key = (namespace, environment)
+        if key in self._mending:
+            self._again[key] = record  # what is being read may have been read before this was committed
+        else:
+            self._start(key, self._reload_until_right(namespace, environment, record))
 
     def _start(self, key: tuple[str, str], work: Awaitable[None]) -> None:
         if key in self._mending:
-            work.close()  # type: ignore[attr-defined]  # one at a time; it reads the newest there is
+            work.close()  # type: ignore[attr-defined]  # one at a time
             return
         task = asyncio.ensure_future(work)
         self._mending[key] = task
         task.add_done_callback(lambda _: self._mended(key, task))
 
     def _mended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
-        if self._mending.get(key) is task:
-            del self._mending[key]
+        if self._mending.get(key) is not task:
+            return
+        del self._mending[key]
+        if key in self._again and not task.cancelled():
+            self._mend(*key, self._again.pop(key))
 
     async def _reload_until_right(self, namespace: str, name: str, record: Record | None) -> None:
         async for attempt in attempts():

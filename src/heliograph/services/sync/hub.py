@@ -97,7 +97,7 @@ class Hub:
         self._instances: dict[str, Connection] = {}
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
         self._awaited: dict[tuple[str, str], list[Arrival]] = {}
-        self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | None]]] = {}
+        self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | NotFound]]] = {}
         self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -118,7 +118,7 @@ class Hub:
         key = (namespace, environment)
         if (room := self._rooms.get(key)) is not None:
             return room.environment
-        found: asyncio.Future[Environment | None] = asyncio.get_running_loop().create_future()
+        found: asyncio.Future[Environment | NotFound] = asyncio.get_running_loop().create_future()
         self._sought.setdefault(key, []).append(found)
         self.look_for(*key)
         try:
@@ -128,8 +128,8 @@ class Hub:
             raise NotReady(
                 f"whether there is an environment {namespace}/{environment} is not known now", retry_after=1
             ) from None
-        if answer is None:
-            raise NotFound(f"there is no environment {namespace}/{environment}")
+        if isinstance(answer, NotFound):
+            raise answer
         return answer
 
     def environments(self) -> Iterable[Environment]:
@@ -145,7 +145,7 @@ class Hub:
         self._tell_seekers(key, environment)
         self._count()
 
-    def _tell_seekers(self, key: tuple[str, str], found: Environment | None) -> None:
+    def _tell_seekers(self, key: tuple[str, str], found: Environment | NotFound) -> None:
         for each in self._sought.pop(key, ()):
             if not each.done():
                 each.set_result(found)
@@ -157,7 +157,7 @@ class Hub:
         for arrival in self._awaited.pop((namespace, environment), ()):
             told = frames.ErrorFrame(code=missing.code, detail=missing.detail, subscription=arrival.subscriber.id)
             arrival.connection.pipe.send(_encode(told))
-        self._tell_seekers((namespace, environment), None)
+        self._tell_seekers((namespace, environment), missing)
 
     def remove_environment(self, namespace: str, environment: str, detail: str) -> None:
         """It is gone: its subscribers are told, and keep what they run on. They ask again when they come back; should it be restored by then, they

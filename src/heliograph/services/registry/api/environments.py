@@ -33,6 +33,7 @@ from heliograph.services.registry.api.openapi import IDEMPOTENCY_KEY, gives, tak
 from heliograph.services.registry.api.writing import answer, order
 from heliograph.services.registry.environments import create_environment, create_namespace
 from heliograph.services.registry.heads import Place
+from heliograph.services.registry.store import AuditRow
 
 _NAME: Final[dict[str, Any]] = {
     "type": "object",
@@ -66,6 +67,7 @@ class Environments:
         router.get("/namespaces/{namespace}/environments", responses=gives(200, EnvironmentList))(self.environments)
         router.get("/heads/{namespace}/{environment}", responses=gives(200, HeadAnswer) | gives(304, None))(self.head)
         router.get("/audit/{namespace}/{environment}", responses=gives(200, AuditList))(self.audit)
+        router.get("/audit/{namespace}", responses=gives(200, AuditList))(self.audit_of_namespace)
         return router
 
     async def add_namespace(self, request: Request) -> Response:
@@ -154,19 +156,33 @@ class Environments:
         """Who did what to an environment, newest first. The rows were written by the transactions they describe."""
         _, place = await self._context.permitted(request, Action.ADMIN, namespace, environment)
         rows = await self._context.store.audit_before(place, inputs.number_of(cursor, inputs.MAX_NUMBER), limit)
-        items = [
-            AuditEntry(
-                id=row.id,
-                at=row.at,
-                namespace=row.namespace,
-                environment=row.environment,
-                actor=row.actor,
-                action=row.action,
-                detail=msgspec.json.decode(row.detail),
-            )
-            for row in rows
-        ]
-        return Json(AuditList(items, inputs.cursor_of(str(rows[-1].id)) if len(rows) == limit else None))
+        return Json(_audited(rows, limit))
+
+    async def audit_of_namespace(
+        self, request: Request, namespace: str, cursor: inputs.Cursor = "", limit: inputs.Limit = 100
+    ) -> Response:
+        """Who did what to a namespace itself, newest first: made, deleted, restored, erased it, or purged texts in it."""
+        principal = await self._context.principal(request)
+        owner = names.namespace(namespace)
+        allow(principal, Action.ADMIN, owner, None)
+        before = inputs.number_of(cursor, inputs.MAX_NUMBER)
+        return Json(_audited(await self._context.store.audit_of_namespace_before(owner, before, limit), limit))
+
+
+def _audited(rows: list[AuditRow], limit: int) -> AuditList:
+    items = [
+        AuditEntry(
+            id=row.id,
+            at=row.at,
+            namespace=row.namespace,
+            environment=row.environment,
+            actor=row.actor,
+            action=row.action,
+            detail=msgspec.json.decode(row.detail),
+        )
+        for row in rows
+    ]
+    return AuditList(items, inputs.cursor_of(str(rows[-1].id)) if len(rows) == limit else None)
 
 
 def _named(body: bytes) -> str:
