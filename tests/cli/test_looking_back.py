@@ -24,6 +24,7 @@ def test_label_a_version_and_go_back_to_it(shell: Shell, place: str) -> None:
     assert shell.json("get", f"{place}/limits", "/max", "--at", "label:release-7") == 0
     assert shell.json("show", f"{place}/label:release-7")["number"] == 2
     assert "[latest]" in shell.run("log", place).stdout
+    assert shell.json("receipts", place, "label:release-7", "--once")["number"] == 2
     back = shell.json("rollback", place, "label:release-7")
     assert (back["kind"], back["source"]["number"]) == ("rollback", 2)
     shell.run("label", "remove", place, "release-7")

@@ -12,7 +12,7 @@ import pytest
 
 from heliograph.runtime.migrate import migrate, packaged
 
-VERSION = """insert into registry.version values ('shop', 'dev', $1, sha256($1::text::bytea), 1, sha256('root'), '{}', '[]', '{}', '[]', null,
+VERSION = """insert into registry.version values ('shop', 'dev', $1, sha256($1::bigint::text::bytea), 1, sha256('root'), '{}', '[]', '{}', '[]', null,
              $2, 0, 0, null)"""
 
 

@@ -30,21 +30,28 @@ SAVED: Final = ("trust.json", "history.ndjson", "bundle.json")
 def receipts(
     session: Session,
     target: ENVIRONMENT,
-    version: Annotated[str | None, typer.Argument(help="Its number; the head, if not given.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Its number, id, label:NAME or time; the head, if not given.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Do not wait for those who have not answered.")] = False,
     timeout: Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long to wait for them.")] = "60s",
     every: Annotated[bool, typer.Option("--all", help="List each receipt.")] = False,
 ) -> None:
     """Show who has applied a version, who refused it and why, and how long it took."""
     where, number = Target.version_of(target, version)
-    which = int(number) if number and number.isdigit() else session.api.get(where.of("heads"))["number"]
-    path = f"{where.of('propagations')}/{which}"
+    path = f"{where.of('propagations')}/{_number(session, where, number)}"
     told = session.api.ledger(path)
     if not once and show.out.is_terminal and not session.as_json:
         told = _followed(lambda: session.api.ledger(path), told, seconds(timeout))
     if every:
         told |= {"receipts": list(session.api.pages(f"{path}/receipts", of_ledger=True))}
     session.tell(told, lambda: _show_receipts(told))
+
+
+def _number(session: Session, where: Target, version: str | None) -> int:
+    """Asks only for what is no number: whoever may observe may not read."""
+    if version and version.isdigit():
+        return int(version)
+    told = session.api.get(f"{where.path}/versions/{version}" if version else where.of("heads"))
+    return int(told["number"])
 
 
 def _followed(look: Callable[[], Any], told: Any, timeout_s: float) -> Any:
