@@ -164,6 +164,9 @@ async def test_only_texts_are_purged_and_only_by_an_administrator(author: Author
     asked = {"kind": "author", "name": "w", "scopes": [{"namespace": "shop"}]}
     writer = Author(author.http, good(await author.ask("POST", "/v1/tokens", json=asked))["token"])
     problem(await writer.ask("POST", PURGES, json={"digests": [entry["document"]]} | WHY), 403, "forbidden")
+    for scope, status in (({"namespace": "shop", "environment": "production"}, 200), ({"namespace": "bank"}, 403)):
+        token = good(await author.ask("POST", "/v1/tokens", json=asked | {"scopes": [scope]}))["token"]
+        assert (await Author(author.http, token).get(PURGES)).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,8 @@ begin
         if not found or exists (select from registry.deleted_namespace d where d.name = p_namespace) then
             return 'missing';
         end if;
+    else
+        perform from registry.namespace n where n.name = p_namespace for key share;
     end if;
     perform from registry.head h where h.namespace = p_namespace and (p_whole or h.environment = any(p_environments))
       order by h.environment for update;

@@ -7,10 +7,10 @@ from typing import Any, Final
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from heliograph.access.permissions import Action, allow
+from heliograph.access.permissions import Action, allow, permits
 from heliograph.core import names
 from heliograph.core.digest import spell, unspell
-from heliograph.core.errors import InvalidRequest
+from heliograph.core.errors import Forbidden, InvalidRequest
 from heliograph.core.names import Namespace
 from heliograph.core.records import PURGE_TYPE
 from heliograph.runtime.http import Json
@@ -90,10 +90,11 @@ class Purges:
         )
 
     async def purges(self, request: Request, namespace: str, cursor: inputs.Cursor = "", limit: inputs.Limit = 100) -> Response:
-        """A namespace's purges, newest first, with the signed statements that a verifier needs."""
+        """A namespace's purges, newest first, with the signed statements that a verifier of any of its environments needs."""
         principal = await self._context.principal(request)
         owner = names.namespace(namespace)
-        allow(principal, Action.READ, owner, None)
+        if not any(permits(principal, Action.READ, owner, scope.environment) for scope in principal.scopes):
+            raise Forbidden(f"this {principal.kind} token does not permit read on {owner}")
         rows = await self._context.erasure.purges_before(owner, inputs.number_of(cursor, inputs.MAX_NUMBER), limit)
         after = inputs.cursor_of(str(rows[-1].id)) if len(rows) == limit else None
         return Json(PurgeList([_answer(owner, row) for row in rows], after))
