@@ -520,6 +520,7 @@ create table registry.purged (
     primary key (namespace, digest)
 );
 create index purged_by on registry.purged (purge);
+create index purged_at on registry.purged (at);
 
 create function registry.is_purged(p_namespace text, p_digests bytea[]) returns boolean
 language sql stable security definer set search_path = '' as $$

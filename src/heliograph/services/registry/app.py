@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 
 import asyncpg
@@ -108,6 +109,11 @@ def wire(
     three_way = ThreeWay(store, objects)
     renewal = Renewal(store, commits, bell, head_life_us=head_life_us)
     lookback, erasure = Lookback(pool, timeout_s=store.timeout_s), Erasure(pool, timeout_s=store.timeout_s)
+
+    def forget(digests: Collection[bytes]) -> None:
+        objects.forget(digests)
+        validation.forget(digests)
+
     context = Context(
         pool=pool,
         store=store,
@@ -121,8 +127,8 @@ def wire(
         past=Past(lookback, objects),
         erasure=erasure,
         deletion=Deletion(erasure, store, renewal, bell, retain_s=settings.deletion_retain_s),
-        purge=Purges(erasure, store, objects, renewal, keys.commit, bell, metrics),
-        forgetting=Forgetting(erasure, objects),
+        purge=Purges(erasure, store, objects, renewal, keys.commit, bell, metrics, forget),
+        forgetting=Forgetting(erasure, forget),
         keeping=Keeping(settings.event_keep_days, settings.idempotency_keep_s, bool(settings.kafka_bootstrap)),
         tokens=tokens,
         token_desk=TokenDesk(store, tokens, bell),

@@ -88,11 +88,9 @@ select registry.purge_objects($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 select id, at, purged_by, reason, order_text, digests, statement, signatures from registry.purge
  where namespace = $1 and id < $2 order by id desc limit $3;
 
--- name: purged_since
-select purge, digest from registry.purged where purge > $1 order by purge limit $2;
-
--- name: last_purge
-select coalesce(max(id), 0) from registry.purge;
+-- name: purged_lately
+-- By time and not by number: purges may become visible in another order than they were numbered in.
+select digest from registry.purged where purge is not null and at > now() - make_interval(secs => $1);
 
 -- name: letters_with
 -- Dead letters that hold a digest, and so perhaps the text.

@@ -209,12 +209,9 @@ class Erasure(Database):
             for row in await self._rows("purges_before", namespace, number, limit)
         ]
 
-    async def purged_since(self, number: int, limit: int) -> list[tuple[int, bytes]]:
-        """(purge, digest) of every namespace, in the order of purges."""
-        return [(row["purge"], row["digest"]) for row in await self._rows("purged_since", number, limit)]
-
-    async def last_purge(self) -> int:
-        return int((await self._row("last_purge"))[0])
+    async def purged_lately(self, seconds: float) -> list[bytes]:
+        """Of every namespace."""
+        return [row["digest"] for row in await self._rows("purged_lately", seconds)]
 
     async def letters_with(self, digests: Iterable[str]) -> int:
         """How many dead letters name one of them."""

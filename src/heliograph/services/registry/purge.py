@@ -11,17 +11,18 @@ The order of things makes sure that no head ever names a purged text, whoever wr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import asyncpg
 import msgspec
 
 from heliograph.core import dsse, trie
 from heliograph.core.digest import spell, unspell
-from heliograph.core.errors import Contended, InvalidRequest, NotFound, StillNamed, Unavailable
+from heliograph.core.errors import Contended, HeliographError, InvalidRequest, NotFound, StillNamed
 from heliograph.core.events import PurgeEvent, shard_of
 from heliograph.core.names import ConfigName, Namespace
 from heliograph.core.records import PURGE_TYPE, Leaf, Purge
@@ -44,7 +45,10 @@ PURGEABLE: Final = ("document", "schema", "message")
 ATTEMPTS: Final = 8
 LEAVES_AT_ONCE: Final = 5_000
 SHOWN: Final = 100
+OVERLAP_S: Final = 60.0
 _MS: Final = 1_000
+Forget = Callable[[Collection[bytes]], None]
+"""Drops what this process's caches have under some digests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,15 @@ class Purged:
 
 class Purges:
     def __init__(
-        self, erasure: Erasure, store: Store, objects: Objects, renewal: Renewal, signer: Signer, bell: Bell, metrics: Metrics
+        self,
+        erasure: Erasure,
+        store: Store,
+        objects: Objects,
+        renewal: Renewal,
+        signer: Signer,
+        bell: Bell,
+        metrics: Metrics,
+        forget: Forget,
     ) -> None:
         self._erasure = erasure
         self._store = store
@@ -77,6 +89,7 @@ class Purges:
         self._signer = signer
         self._bell = bell
         self._metrics = metrics
+        self._forget = forget
 
     async def documents_of(self, place: Place, name: ConfigName, versions: Iterable[Which]) -> list[bytes]:
         """Digests of the documents that a config had in some versions. Raises NotFound."""
@@ -102,7 +115,7 @@ class Purges:
         except BaseException:
             await asyncio.shield(self._erasure.cancel_purge(namespace, wanted))
             raise
-        self._objects.forget(wanted)
+        self._forget(wanted)
         self._metrics.purged.inc(len(wanted))
         self._bell.ring()
         return Purged(row, already, messages)
@@ -202,21 +215,18 @@ def _names_one(leaf: Leaf, digests: frozenset[str]) -> bool:
 class Forgetting:
     """Tells this process's caches what any registry has purged: a purge is known within seconds, without a reader of the log."""
 
-    def __init__(self, erasure: Erasure, objects: Objects, *, every_s: float = 2.0) -> None:
+    def __init__(self, erasure: Erasure, forget: Forget, *, every_s: float = 2.0) -> None:
         self._erasure = erasure
-        self._objects = objects
+        self._forget = forget
         self._every_s = every_s
 
     async def run(self) -> None:
-        """Until cancelled. What was purged before the start is in no cache."""
-        last: int | None = None
+        """Until cancelled. Looks back over the time since the last look, and a minute more for transactions that took long to commit."""
+        now = asyncio.get_running_loop().time
+        looked_at = now()
         while True:
-            with suppress(Unavailable):
-                last = await self._erasure.last_purge() if last is None else await self._forget(last)
+            started_at = now()
+            with suppress(HeliographError, asyncpg.PostgresError):
+                self._forget(await self._erasure.purged_lately(started_at - looked_at + OVERLAP_S))
+                looked_at = started_at
             await asyncio.sleep(self._every_s)
-
-    async def _forget(self, last: int) -> int:
-        while page := await self._erasure.purged_since(last, MAX_DIGESTS + 1):
-            self._objects.forget(digest for _, digest in page)
-            last = page[-1][0]
-        return last
