@@ -10,8 +10,8 @@ from heliograph.core.errors import Forbidden
 from heliograph.core.token import KINDS
 
 EXPECTED = {
-    "admin": "read head write create admin connect observe",
-    "author": "read head write create connect observe",
+    "admin": "read head write create delete purge admin connect observe",
+    "author": "read head write create delete connect observe",
     "client": "head connect",
     "service": "read head connect observe internal",
 }

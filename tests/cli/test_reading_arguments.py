@@ -72,6 +72,7 @@ def test_some_commands_are_about_whole_environments() -> None:
         ("shop/dev", "42", "42"),
         ("shop/dev/42", None, "42"),
         ("shop/dev/sha256:00", None, "sha256:00"),
+        ("shop/dev/label:release-7", None, "label:release-7"),
     ],
 )
 def test_versions_of_an_environment(text: str, given_: str | None, version: str | None) -> None:
@@ -80,8 +81,9 @@ def test_versions_of_an_environment(text: str, given_: str | None, version: str 
 
 def test_one_version() -> None:
     assert one_version("42") == 42
-    assert one_version("sha256:00") == "sha256:00"
-    for text in ("", "-1", "v42", "٤٢"):
+    for text in ("sha256:" + "0" * 64, "label:42", "2026-11-01T12:00:00Z"):
+        assert one_version(text) == text
+    for text in ("", "-1", "v42", "٤٢", "sha256:00", "2026-11-01", "release-7"):
         with pytest.raises(InvalidRequest):
             one_version(text)
 

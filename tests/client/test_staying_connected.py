@@ -297,6 +297,22 @@ async def test_an_environment_that_does_not_exist_fails_the_start(server: Any, c
             pytest.fail("started")
 
 
+async def test_an_environment_that_is_deleted_is_said_and_what_was_applied_stays(server: Any, connect: Any) -> None:
+    """A code that is known to every release, so that those before this one only say it, too. When it is served again it is as before."""
+    async with connect() as client:
+        assert not client.status.only.gone
+        before = client.status.cursor
+        deleted = frames.ErrorFrame(code="not-found", detail="shop/production was deleted", subscription=1)
+        await (await server.connection()).send(deleted)
+        await eventually(lambda: client.status.only.gone)
+        assert "was deleted" in str(client.status.only.error)
+        assert (client.status.cursor, client.status.phase) == (before, "running")
+        assert client.config("checkout/limits")["max_items"] == 1
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+        assert not client.status.only.gone
+
+
 # --- polling ------------------------------------------------------------------------------------------------------------------------------
 
 

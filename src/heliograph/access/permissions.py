@@ -15,6 +15,8 @@ class Action(StrEnum):
     HEAD = "head"  # the signed head, bundles
     WRITE = "write"  # versions: publish, delete, roll back
     CREATE = "create"  # namespaces, environments
+    DELETE = "delete"  # environments, and bringing them back
+    PURGE = "purge"  # texts that must not stay
     ADMIN = "admin"  # tokens, dead letters, audit
     CONNECT = "connect"  # the stream, receipts
     OBSERVE = "observe"  # propagation, instances, drift
@@ -23,7 +25,7 @@ class Action(StrEnum):
 
 PERMITTED: Final[dict[TokenKind, frozenset[Action]]] = {
     "admin": frozenset(Action) - {Action.INTERNAL},
-    "author": frozenset({Action.READ, Action.HEAD, Action.WRITE, Action.CREATE, Action.CONNECT, Action.OBSERVE}),
+    "author": frozenset({Action.READ, Action.HEAD, Action.WRITE, Action.CREATE, Action.DELETE, Action.CONNECT, Action.OBSERVE}),
     "client": frozenset({Action.HEAD, Action.CONNECT}),
     "service": frozenset({Action.READ, Action.HEAD, Action.CONNECT, Action.OBSERVE, Action.INTERNAL}),
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from heliograph import __version__
-from heliograph.cli import editing, looking, promoting, proving, running, tokens, writing
+from heliograph.cli import editing, erasing, looking, naming, past, promoting, proving, running, tokens, writing
 from heliograph.cli.session import Session, spoken
 
 app = typer.Typer(
@@ -51,7 +51,9 @@ LOCAL: Final = (running.dev, running.serve, running.migrate, version)
 _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("apply", writing.apply, CHANGE),
     ("set", writing.set_, CHANGE),
-    ("delete", writing.delete, CHANGE),
+    ("delete", erasing.delete, CHANGE),
+    ("restore", erasing.restore, CHANGE),
+    ("purge", erasing.purge, CHANGE),
     ("publish", writing.publish, CHANGE),
     ("rollback", writing.rollback, CHANGE),
     ("edit", editing.edit, CHANGE),
@@ -61,7 +63,9 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("get", looking.get, LOOK),
     ("diff", looking.diff, LOOK),
     ("log", looking.log, LOOK),
+    ("blame", past.blame, LOOK),
     ("show", looking.show_version, LOOK),
+    ("purges", erasing.purges, LOOK),
     ("watch", looking.watch, LOOK),
     ("receipts", proving.receipts, PROVE),
     ("instances", proving.instances, PROVE),
@@ -84,3 +88,9 @@ token.command("create")(spoken(tokens.create))
 token.command("list")(spoken(tokens.list_))
 token.command("revoke")(spoken(tokens.revoke))
 app.add_typer(token, name="token", rich_help_panel=CHANGE)
+
+label = typer.Typer(help="Name versions: set, list and remove labels.", no_args_is_help=True)
+label.command("set")(spoken(naming.set_))
+label.command("list")(spoken(naming.list_))
+label.command("remove")(spoken(naming.remove))
+app.add_typer(label, name="label", rich_help_panel=CHANGE)

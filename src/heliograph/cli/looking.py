@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final
 import typer
 from rich.text import Text
 
-from heliograph.cli import show
-from heliograph.cli.options import ENVIRONMENT, TARGET, TRUST
+from heliograph.cli import past, show
+from heliograph.cli.options import AT, ENVIRONMENT, TARGET, TRUST
 from heliograph.cli.pointer import get_value
 from heliograph.cli.session import Session
 from heliograph.cli.target import Target
@@ -25,12 +25,15 @@ def get(
     session: Session,
     target: Annotated[str, typer.Argument(help="namespace/environment/config; less of it lists what is there.")] = "",
     pointer: Annotated[str, typer.Argument(help="JSON Pointer to one value in it.")] = "",
-    at: Annotated[str | None, typer.Option("--at", metavar="VERSION", help="As of this version, by number or id.")] = None,
+    at: AT = None,
     schema: Annotated[bool, typer.Option("--schema", help="Its JSON Schema instead of the document.")] = False,
+    deleted: Annotated[
+        bool, typer.Option("--deleted", help="Environments or namespaces that can be restored, instead.")
+    ] = False,
 ) -> None:
     """Print a config, or one value of it. Of a folder, environment or namespace: what is in it."""
     if "/" not in target.strip("/"):
-        _list_names(session, target.strip("/"))
+        _list_names(session, target.strip("/"), deleted=deleted)
         return
     where = Target.parse(target)
     if not where.config or where.config.endswith("/"):
@@ -41,12 +44,18 @@ def get(
     session.tell(value, lambda: typer.echo(value) if isinstance(value, str) else show.document(value))
 
 
-def _list_names(session: Session, namespace: str) -> None:
-    """Environments of a namespace, or all namespaces."""
+def _list_names(session: Session, namespace: str, *, deleted: bool) -> None:
+    """Environments of a namespace, or all namespaces. ``deleted``: those that can be restored."""
     path = f"/v1/namespaces/{namespace}/environments" if namespace else "/v1/namespaces"
-    found = list(session.api.pages(path))
-    rows = ((each["name"], each.get("number", ""), each.get("configs", "")) for each in found)
-    columns = ("environment", "version", "configs") if namespace else ("namespace", "", "")
+    found = list(session.api.pages(path, deleted=deleted or None))
+    rows = (
+        (each["name"], each.get("number", ""), each.get("configs", ""), show.clock(each.get("deleted", {}).get("erase_at", "")))
+        for each in found
+    )
+    columns = (
+        *(("environment", "version", "configs") if namespace else ("namespace", "", "")),
+        "until (UTC)" if deleted else "",
+    )
     session.tell(found, lambda: show.table(columns, rows, empty="nothing is here yet; see heliograph create"))
 
 
@@ -63,9 +72,10 @@ def diff(
     session: Session,
     target: TARGET,
     old: Annotated[
-        str, typer.Argument(help="Version number or id; the one before NEW, if not given. Or another environment.")
+        str,
+        typer.Argument(help="Number, id, label:NAME or time; the one before NEW, if not given. Or another environment."),
     ] = "",
-    new: Annotated[str, typer.Argument(help="Version number or id; the head, if not given.")] = "",
+    new: Annotated[str, typer.Argument(help="Number, id, label:NAME or time; the head, if not given.")] = "",
 ) -> None:
     """Show what changed between two versions, config by config; or what another environment has that TARGET has not.
 
@@ -98,11 +108,15 @@ def _show_diff(found: list[dict[str, Any]]) -> None:
 
 def log(
     session: Session,
-    target: ENVIRONMENT,
+    target: TARGET,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many versions.")] = 20,
 ) -> None:
-    """Show the history of an environment, newest first."""
-    found = list(session.api.pages(f"{Target.environment_of(target).path}/versions", limit=limit))
+    """Show the history of an environment, or the versions that changed one config; newest first."""
+    where = Target.parse(target)
+    if where.config:
+        past.show_history(session, where, limit)
+        return
+    found = list(session.api.pages(f"{where.path}/versions", limit=limit))
     columns = ("number", "id", "kind", "at (UTC)", "author", "changed", "message")
     session.tell(found, lambda: show.table(columns, map(_log_row, found), empty="no versions"))
 
@@ -115,7 +129,7 @@ def _log_row(told: dict[str, Any]) -> tuple[Any, ...]:
         show.clock(told["at"]),
         told["author"],
         f"from version {told['source']['number']}" if told["source"] else _changes(told),
-        told["message"] or "",
+        " ".join([*(f"[{label}]" for label in told.get("labels", ())), told["message"] or ""]).strip(),
     )
 
 
@@ -128,7 +142,7 @@ def _changes(told: dict[str, Any], most: int = 3) -> str:
 def show_version(
     session: Session,
     target: ENVIRONMENT,
-    version: Annotated[str | None, typer.Argument(help="Number or id; the head, if not given.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Number, id, label:NAME or time; the head, if not given.")] = None,
 ) -> None:
     """Show one version: its record, who signed it, and what it changed."""
     where, which = Target.version_of(target, version)

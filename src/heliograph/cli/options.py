@@ -19,6 +19,12 @@ BASE = Annotated[str | None, typer.Option("--if-match", metavar="ID", help="Only
 REBASE = Annotated[
     bool, typer.Option("--rebase", help="With --if-match: also on top of later versions that changed nothing of the same.")
 ]
+AT = Annotated[
+    str | None,
+    typer.Option(
+        "--at", metavar="VERSION", help="As of this version: number, id, label:NAME, or a time (2026-11-01T12:00:00Z)."
+    ),
+]
 TRUST = Annotated[
     str | None,
     typer.Option("--trust", envvar="HELIOGRAPH_TRUST", metavar="ANCHOR", help="Trust anchor, sha256:…, or a client token."),

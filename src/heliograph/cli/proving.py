@@ -17,7 +17,8 @@ from heliograph.cli.options import ENVIRONMENT, TRUST, seconds
 from heliograph.cli.session import Session
 from heliograph.cli.target import Target
 from heliograph.core import names
-from heliograph.core.errors import HeliographError, InvalidRequest
+from heliograph.core.errors import Forked, HeliographError, InvalidRequest
+from heliograph.core.times import to_text
 
 LOOK_S: Final = 0.15
 SAVED: Final = ("trust.json", "history.ndjson", "bundle.json")
@@ -29,21 +30,28 @@ SAVED: Final = ("trust.json", "history.ndjson", "bundle.json")
 def receipts(
     session: Session,
     target: ENVIRONMENT,
-    version: Annotated[str | None, typer.Argument(help="Its number; the head, if not given.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Its number, id, label:NAME or time; the head, if not given.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Do not wait for those who have not answered.")] = False,
     timeout: Annotated[str, typer.Option("--timeout", metavar="TIME", help="How long to wait for them.")] = "60s",
     every: Annotated[bool, typer.Option("--all", help="List each receipt.")] = False,
 ) -> None:
     """Show who has applied a version, who refused it and why, and how long it took."""
     where, number = Target.version_of(target, version)
-    which = int(number) if number and number.isdigit() else session.api.get(where.of("heads"))["number"]
-    path = f"{where.of('propagations')}/{which}"
+    path = f"{where.of('propagations')}/{_number(session, where, number)}"
     told = session.api.ledger(path)
     if not once and show.out.is_terminal and not session.as_json:
         told = _followed(lambda: session.api.ledger(path), told, seconds(timeout))
     if every:
         told |= {"receipts": list(session.api.pages(f"{path}/receipts", of_ledger=True))}
     session.tell(told, lambda: _show_receipts(told))
+
+
+def _number(session: Session, where: Target, version: str | None) -> int:
+    """Asks only for what is no number: whoever may observe may not read."""
+    if version and version.isdigit():
+        return int(version)
+    told = session.api.get(f"{where.path}/versions/{version}" if version else where.of("heads"))
+    return int(told["number"])
 
 
 def _followed(look: Callable[[], Any], told: Any, timeout_s: float) -> Any:
@@ -77,21 +85,53 @@ def _receipt(told: dict[str, Any], since_us: int) -> tuple[Any, ...]:
 # --- who runs what ----------------------------------------------------------------------------------------------------------------
 
 
-def instances(session: Session, target: ENVIRONMENT) -> None:
-    """Show the clients of an environment: who they are and what they run."""
-    found = list(session.api.pages(Target.environment_of(target).of("instances"), of_ledger=True))
+def instances(
+    session: Session,
+    target: ENVIRONMENT,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="Who was there then, and what each ran: 2026-11-01T12:00:00Z.")
+    ] = None,
+    instance: Annotated[str | None, typer.Option("--instance", metavar="ID", help="With --at: only this one.")] = None,
+) -> None:
+    """Show the clients of an environment: who they are and what they run, or ran at a time."""
+    path = Target.environment_of(target).of("instances")
+    if at:
+        then = list(session.api.pages(path, of_ledger=True, at=at, instance=instance))
+        told = ("instance", "app", "host", "labels", "sdk", "region", "ran")
+        session.tell(then, lambda: show.table(told, map(_instance_then, then), empty="nobody was connected then"))
+        return
+    found = list(session.api.pages(path, of_ledger=True, instance=instance))
     columns = ("instance", "app", "host", "labels", "sdk", "region", "", "runs")
     session.tell(found, lambda: show.table(columns, map(_instance, found), empty="nobody is connected"))
 
 
 def _instance(told: dict[str, Any]) -> tuple[Any, ...]:
-    said = told["fingerprint"]
     state = (
         ("connected", "green") if told["connected"] else ("unknown", "yellow") if told["unknown"] else ("gone", "bright_black")
     )
+    return *_who(told), Text(*state), _runs(told)
+
+
+def _instance_then(told: dict[str, Any]) -> tuple[Any, ...]:
+    ran = told["ran"]
+    return *_who(told), f"{ran['number']} since {_at(ran['since_us'])}" if ran else "not known"
+
+
+def _who(told: dict[str, Any]) -> tuple[Any, ...]:
+    said = told["fingerprint"]
     labels = " ".join(f"{key}={value}" for key, value in sorted(said.get("labels", {}).items()))
-    sdk = f"{said['sdk']} {said['sdk_version']}"
-    return _short(told), said.get("app", ""), said.get("host", ""), labels, sdk, told["region"], Text(*state), _runs(told)
+    return (
+        _short(told),
+        said.get("app", ""),
+        said.get("host", ""),
+        labels,
+        f"{said['sdk']} {said['sdk_version']}",
+        told["region"],
+    )
+
+
+def _at(us: int) -> str:
+    return show.clock(to_text(us))
 
 
 def drift(session: Session, target: ENVIRONMENT) -> None:
@@ -148,10 +188,23 @@ def verify(
     save: Annotated[
         Path | None, typer.Option("--save", help="Keep what was downloaded in this folder, for checking offline.")
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at", metavar="VERSION", help="With --from-server: every text of this version, too. Needs to read configs."
+        ),
+    ] = None,
 ) -> None:
-    """Check signatures, digests, descent, and that nothing was withheld, without trusting the server."""
+    """Check signatures, digests, descent, and that nothing was withheld, without trusting the server.
+
+    A text that was purged may be missing, if a signed statement says so.
+    """
     wanted = names.view(view or [""])
-    if from_server:
+    if at and not from_server:
+        raise InvalidRequest("--at goes with --from-server")
+    if at:
+        told = _verify_contents(session, Target.environment_of(what), trust, at)
+    elif from_server:
         told = _verify_server(session, Target.environment_of(what), trust, wanted, save)
     else:
         told = _verify_file(session, Path(what), trust, root, wanted)
@@ -173,6 +226,23 @@ def _verify_server(session: Session, where: Target, trust: str | None, view: nam
     every = checks.check_history(history, trust_root)
     checks.check_head(replica.head, every)  # what was committed since the bundle is checked all the same
     return {"versions": len(every), "head": replica.head.number, "configs": len(replica.texts), "root": replica.head.root}
+
+
+def _verify_contents(session: Session, where: Target, trust: str | None, at: str) -> dict[str, Any]:
+    """An old version as a whole: the history up to it, and each of its texts."""
+    from heliograph.cli import verify as checks  # noqa: PLC0415
+    from heliograph.cli.contents import check_contents  # noqa: PLC0415
+    from heliograph.cli.trusting import trusted  # noqa: PLC0415
+
+    trust_root = trusted(session, trust)
+    every = checks.check_history(session.api.call("GET", f"{where.path}/history").content, trust_root)
+    named = session.api.get(f"{where.path}/versions/{at}")
+    found = next((each for each in every if each.identity == named["version"]), None)
+    if found is None:
+        raise Forked(f"version {named['number']} is not in the history")
+    checked = check_contents(session, where, found.version, found.identity, trust_root)
+    told = {"version": found.version.number, "configs": checked.configs, "root": found.version.root}
+    return told | ({"purged": checked.purged} if checked.purged else {})
 
 
 def _verify_file(session: Session, path: Path, trust: str | None, root: Path | None, view: names.View) -> dict[str, Any]:

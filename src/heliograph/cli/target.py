@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from heliograph.core import names
-from heliograph.core.errors import InvalidName, InvalidRequest
+from heliograph.core.errors import InvalidName
+from heliograph.core.which import PREFIX, which
 
 ENVIRONMENT_PARTS: Final = 2
 
@@ -37,9 +38,9 @@ class Target:
 
     @classmethod
     def version_of(cls, text: str, version: str | None) -> tuple[Self, str | None]:
-        """``shop/production 42`` or ``shop/production/42``."""
+        """``shop/production 42`` or ``shop/production/42``; also with an id or a label."""
         head, _, last = text.rpartition("/")
-        if version is None and head.count("/") == 1 and (last.isdigit() or last.startswith("sha256:")):
+        if version is None and head.count("/") == 1 and (last.isdigit() or last.startswith(("sha256:", PREFIX))):
             text, version = head, last
         return cls.environment_of(text), version
 
@@ -73,9 +74,5 @@ class Target:
 
 
 def one_version(text: str) -> int | str:
-    """A number or an id, as the API takes it in JSON. Raises InvalidRequest."""
-    if text.isascii() and text.isdigit():
-        return int(text)
-    if text.startswith("sha256:"):
-        return text
-    raise InvalidRequest(f"{text!r} is no version: a number, or an id that begins with sha256:")
+    """A number, id, label or time, as the API takes it in JSON. Raises InvalidRequest, InvalidName."""
+    return found if isinstance(found := which(text), int) else text

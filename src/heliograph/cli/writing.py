@@ -1,4 +1,4 @@
-"""Commands that change something: apply, set, delete, publish, rollback, create."""
+"""Commands that change something: apply, set, publish, rollback, create."""
 
 from __future__ import annotations
 
@@ -266,13 +266,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def delete(session: Session, target: TARGET, message: MESSAGE = None, wait: WAIT = None, timeout: TIMEOUT = "2s") -> None:
-    """Delete a config. Its history stays; a rollback brings it back."""
-    at = Target.parse(target).with_config()
-    writing = Writing(session, message, wait, timeout)
-    writing.tell(writing.send("DELETE", at.config_path))
-
-
 def publish(
     session: Session,
     target: TARGET,
@@ -315,7 +308,7 @@ def _input(file: Path) -> Any:
 def rollback(
     session: Session,
     target: ENVIRONMENT,
-    to: Annotated[str, typer.Argument(help="Number or id of the version whose content comes back.")],
+    to: Annotated[str, typer.Argument(help="Number, id, label:NAME or time of the version whose content comes back.")],
     message: MESSAGE = None,
     base: BASE = None,
     wait: WAIT = None,

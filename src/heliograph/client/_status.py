@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from heliograph.core.errors import HeliographError, InvalidRequest
+from heliograph.core.errors import HeliographError, InvalidRequest, NotFound
 from heliograph.core.records import Cursor
 
 Phase = Literal["new", "starting", "running", "stopped", "closed"]
@@ -64,6 +64,7 @@ class SubscriptionStatus:
         stale: the head's signature has expired (or there is none): the state is the last good one, and may not be the newest.
         rejected: the last version that did not fit the application, until a newer one is applied.
         alarm: the last statement that did not verify, until a newer one does.
+        error: why the server does not serve this subscription, until it does.
     """
 
     namespace: str
@@ -75,6 +76,12 @@ class SubscriptionStatus:
     rejected: Rejection | None
     alarm: Alarm | None
     error: HeliographError | None
+
+    @property
+    def gone(self) -> bool:
+        """The server says that there is no such environment: it was deleted, or never there (`error` tells which, as far as the server knows).
+        What was applied stays, and is asked for again now and then: a deleted environment can be restored."""
+        return isinstance(self.error, NotFound)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

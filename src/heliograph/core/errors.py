@@ -17,6 +17,7 @@
     │   ├── PatchFailed         an operation does not fit the document as it is: which, and where
     │   ├── MergeConflict       both sides changed the same place: every pointer with base, ours and theirs
     │   ├── AlreadyExists
+    │   ├── StillNamed          a head names what was to be purged
     │   ├── IdempotencyKeyReused
     │   └── Contended           gave up after bounded retries; nothing was changed
     ├── Denied
@@ -189,6 +190,17 @@ class MergeConflict(Conflict):
     def __init__(self, detail: str = "", *, more: dict[str, object] | None = None) -> None:
         super().__init__(detail)
         self.more = more or {}
+
+
+class StillNamed(Conflict):
+    """``holders``: environment -> (some of) the configs of its head that name it."""
+
+    code = "still-named"
+    title = "A head names what was to be purged"
+
+    def __init__(self, detail: str = "", *, holders: dict[str, list[str]] | None = None) -> None:
+        super().__init__(detail)
+        self.more: dict[str, object] = {"held_by": holders or {}}
 
 
 class AlreadyExists(Conflict):

@@ -64,7 +64,25 @@ class RevokedEvent(Event, frozen=True, kw_only=True, tag="revoked"):
     tokens: tuple[str, ...]
 
 
-FromRegistry = VersionEvent | HeadEvent | RevokedEvent
+class DeletedEvent(Event, frozen=True, kw_only=True, tag="deleted"):
+    """An environment is gone, at first until somebody restores it, which its next head tells. Applied as often as it comes; a release that does
+    not know it sets it aside and serves what it has until it restarts."""
+
+    namespace: str
+    environment: str
+    at_us: int
+    erase_at_us: int
+
+
+class PurgeEvent(Event, frozen=True, kw_only=True, tag="purge"):
+    """Texts of a namespace, by digest, that nobody is to keep. No head names one."""
+
+    namespace: str
+    digests: tuple[str, ...]
+    at_us: int
+
+
+FromRegistry = VersionEvent | HeadEvent | RevokedEvent | DeletedEvent | PurgeEvent
 
 
 class Subscribed(Event, frozen=True, kw_only=True, tag="subscribed"):

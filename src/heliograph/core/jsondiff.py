@@ -42,8 +42,8 @@ def _objects(old: dict[str, Json], new: dict[str, Json], at: str) -> list[Operat
 
 
 def _lists(old: list[Json], new: list[Json], at: str) -> list[Operation]:
-    head = _common(old, new)
-    tail = _common(old[head:][::-1], new[head:][::-1])
+    head = common(old, new)
+    tail = common(old[head:][::-1], new[head:][::-1])
     was, now = old[head : len(old) - tail], new[head : len(new) - tail]
     out: list[Operation] = []
     for place, (a, b) in enumerate(zip(was, now, strict=False), head):
@@ -53,7 +53,7 @@ def _lists(old: list[Json], new: list[Json], at: str) -> list[Operation]:
     return out
 
 
-def _common(a: list[Json], b: list[Json]) -> int:
+def common(a: list[Json], b: list[Json]) -> int:
     """How many items at the beginning are the same."""
     count = 0
     for x, y in zip(a, b, strict=False):

@@ -1,7 +1,7 @@
 """The one grammar of names.
 
-A segment is ``[a-z0-9][a-z0-9._-]{0,62}``, ASCII. Namespaces and environments are one segment; a config is 1 to 8 segments joined by ``/``, 200
-characters at most. A folder's name ends in ``/``. A selector of a view is a config's name, a folder's, or ``""`` for everything.
+A segment is ``[a-z0-9][a-z0-9._-]{0,62}``, ASCII. Namespaces, environments and labels are one segment; a config is 1 to 8 segments joined by
+``/``, 200 characters at most. A folder's name ends in ``/``. A selector of a view is a config's name, a folder's, or ``""`` for everything.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from heliograph.core.errors import InvalidName
 Namespace = NewType("Namespace", str)
 Environment = NewType("Environment", str)
 ConfigName = NewType("ConfigName", str)
+LabelName = NewType("LabelName", str)
 Selector = NewType("Selector", str)
 View = NewType("View", tuple[str, ...])
 
@@ -34,6 +35,11 @@ def namespace(text: str) -> Namespace:
 
 def environment(text: str) -> Environment:
     return Environment(_one_segment(text, "environment"))
+
+
+def label(text: str) -> LabelName:
+    """Of a version: ``release-7``."""
+    return LabelName(_one_segment(text, "label"))
 
 
 def config(text: str) -> ConfigName:

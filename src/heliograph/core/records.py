@@ -24,6 +24,7 @@ VersionKind = Literal["create", "publish", "rollback", "promote", "branch", "rek
 VERSION_TYPE = "application/vnd.heliograph.version.v1+json"
 HEAD_TYPE = "application/vnd.heliograph.head.v1+json"
 ROOT_TYPE = "application/vnd.heliograph.root.v1+json"
+PURGE_TYPE = "application/vnd.heliograph.purge.v1+json"
 _CURSOR = re.compile(r"([0-9]{1,16})\.([0-9]{1,16})\.(sha256:[0-9a-f]{64})")
 
 
@@ -108,6 +109,18 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def read(cls, text: bytes | str) -> Version:
         return msgspec.json.decode(text, type=cls)
+
+
+class Purge(msgspec.Struct, frozen=True, kw_only=True):
+    """Says that texts of a namespace are gone for good, and on whose ``order``. Only with it may a verifier accept that one is missing."""
+
+    namespace: str
+    digests: tuple[DigestText, ...]
+    order: str
+    at: Instant
+
+    def text(self) -> bytes:
+        return canonical(msgspec.to_builtins(self))
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,18 @@ import msgspec
 from heliograph.core import dsse
 from heliograph.core.digest import Digest, digest
 from heliograph.core.errors import BadSignature, UntrustedRoot
-from heliograph.core.records import HEAD_TYPE, ROOT_TYPE, VERSION_TYPE, Head, Instant, Positive, Signed, Version
+from heliograph.core.records import (
+    HEAD_TYPE,
+    PURGE_TYPE,
+    ROOT_TYPE,
+    VERSION_TYPE,
+    Head,
+    Instant,
+    Positive,
+    Purge,
+    Signed,
+    Version,
+)
 from heliograph.core.times import to_us
 
 
@@ -83,6 +94,11 @@ class Trust:
         role = self.root.roles.commit
         return _decode(dsse.verify(signed, VERSION_TYPE, self.signers(role), role.threshold), Version)
 
+    def verify_purge(self, signed: Signed) -> Purge:
+        """Raises BadSignature."""
+        role = self.root.roles.commit
+        return _decode(dsse.verify(signed, PURGE_TYPE, self.signers(role), role.threshold), Purge)
+
     def verify_head(self, signed: Signed) -> Head:
         """Raises BadSignature, also for a head that is signed and makes no sense."""
         role = self.root.roles.head
@@ -118,7 +134,7 @@ def _is_time(text: str) -> bool:
     return True
 
 
-_Record = TypeVar("_Record", Head, Version)
+_Record = TypeVar("_Record", Head, Version, Purge)
 
 
 def _decode(payload: bytes, kind: type[_Record]) -> _Record:

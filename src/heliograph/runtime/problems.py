@@ -23,6 +23,7 @@ STATUS: Final[dict[type[e.HeliographError], int]] = {
     e.StaleBase: 412,
     e.PatchFailed: 409,
     e.MergeConflict: 409,
+    e.StillNamed: 409,
     e.AlreadyExists: 409,
     e.IdempotencyKeyReused: 422,
     e.Contended: 409,

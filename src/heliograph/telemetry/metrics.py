@@ -77,6 +77,8 @@ class Metrics:
             "trust_expires_at_seconds", "Unix time at which the trust root expires and signing ends"
         )
         self.heads_renewed = self._counter("heads_renewed_total", "Signed heads renewed")
+        self.erased = self._counter("erased_total", "Erased for good after deletion: environment, namespace, object", "kind")
+        self.purged = self._counter("purged_total", "Texts purged")
         self.authentications = self._counter("authentications_total", "Tokens checked, by outcome", "outcome")
 
     def _declare_eventlog(self) -> None:

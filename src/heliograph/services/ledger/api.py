@@ -14,6 +14,8 @@ from heliograph.access.principal import Authenticator
 from heliograph.core import names
 from heliograph.core.errors import InvalidRequest, NotFound
 from heliograph.core.frames import State
+from heliograph.core.times import to_text
+from heliograph.core.which import MAX_LENGTH, instant
 from heliograph.runtime.http import Json, bearer_token
 from heliograph.services.ledger import views
 from heliograph.services.ledger.answers import Address
@@ -27,12 +29,20 @@ MAX_PAGE: Final = 500
 
 Number = Annotated[int, Path(ge=1, le=MAX_INT)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+AtText = Annotated[str, Query(max_length=MAX_LENGTH, description="a time with its zone, as in 2026-11-01T12:00:00Z")]
 CursorText = Annotated[str, Query(max_length=MAX_ID + 20, pattern=r"^[^\x00]*$")]
 
 
 class Page(msgspec.Struct, frozen=True):
     items: list[Any]
     next: str | None
+
+
+class PageThen(Page, frozen=True):
+    """``at``: the time it is about. ``not_before``: of earlier times the ledger knows nothing."""
+
+    at: str
+    not_before: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +86,44 @@ class Api:
         return Json(Page([views.receipt(row) for row in rows], _next(rows, limit)))
 
     async def instances(
-        self, request: Request, namespace: str, environment: str, cursor: CursorText = "", limit: Limit = 100
+        self,
+        request: Request,
+        namespace: str,
+        environment: str,
+        cursor: CursorText = "",
+        limit: Limit = 100,
+        at: AtText = "",
+        instance: CursorText = "",
     ) -> Json:
-        """Who is subscribed, or was a while ago, with what it runs and what it should run."""
+        """Who is subscribed, or was a while ago, with what it runs and what it should run.
+
+        ``at``: who was subscribed then, and what each ran; ``instance``: only that one. ``not_before``: nothing is known of earlier times.
+        """
         address = await self._permitted(request, Action.OBSERVE, namespace, environment)
+        if at:
+            return await self._then(address, instant(at), cursor, instance, limit)
+        if instance:
+            raise InvalidRequest("instance goes with at: what that instance ran at a time")
         rows = await self.tables.instances(address, cursor, self._before(self.settings.instances_gone_s), limit)
         shown = list(views.instances(rows, await self.tables.head(address)))
         return Json(Page(shown, shown[-1].instance if len(shown) == limit else None))
+
+    async def _then(self, address: Address, at_us: int, cursor: str, instance: str, limit: int) -> Json:
+        """Raises NotFound for a time that nothing is known of any more."""
+        known_us = await self._known_from_us()
+        if at_us < known_us:
+            raise NotFound(
+                f"not known before {to_text(known_us)}: the ledger began then, or keeps connections and receipts no longer"
+            )
+        if at_us > self.now_us():
+            raise InvalidRequest("what will run then is not known; give a time in the past")
+        rows = await self.tables.instances_then(address, at_us, cursor, instance, limit)
+        shown = list(views.instances_then(rows))
+        return Json(PageThen(shown, shown[-1].instance if len(shown) == limit else None, to_text(at_us), to_text(known_us)))
+
+    async def _known_from_us(self) -> int:
+        kept_days = min(self.settings.retention_subscriptions_days, self.settings.retention_receipts_days)
+        return max(await self.tables.beginning_us(), self._before(kept_days * 86400.0))
 
     async def drift(
         self, request: Request, namespace: str, environment: str, cursor: CursorText = "", limit: Limit = 100

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 from heliograph.core.errors import Invalid
 from heliograph.core.events import (
+    DeletedEvent,
     FannedOut,
     FromSync,
     HeadEvent,
     NodeAlive,
+    PurgeEvent,
     Received,
     RevokedEvent,
     Subscribed,
@@ -108,7 +110,7 @@ class Batch:
 
     def _add_from_registry(self, record: Record) -> None:
         event = intake.from_registry(record.body)
-        if isinstance(event, RevokedEvent):
+        if isinstance(event, RevokedEvent | DeletedEvent | PurgeEvent):  # it keeps no texts, and its rows go by their age
             return
         if isinstance(event, VersionEvent):
             commit = intake.commit_in(event, record.committed_at_us)

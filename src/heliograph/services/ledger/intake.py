@@ -16,6 +16,7 @@ from heliograph.core.events import (
     FromSync,
     HeadEvent,
     NodeAlive,
+    PurgeEvent,
     Received,
     RevokedEvent,
     Subscribed,
@@ -73,7 +74,7 @@ def from_registry(body: bytes) -> FromRegistry:
     """The event in a record of stream ``versions``. Raises Invalid."""
     event = _decoded(_from_registry, body)
     _check_texts(body, event)
-    if not isinstance(event, RevokedEvent):
+    if not isinstance(event, RevokedEvent | PurgeEvent):
         _check_address(event.namespace, event.environment)
     return event
 

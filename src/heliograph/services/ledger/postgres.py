@@ -27,6 +27,9 @@ from heliograph.services.ledger.statements import SQL
 UNREADABLE: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 """What PostgreSQL raises because of what a row says, not because of how the server is."""
 
+VERSIONS_BACK: Final = 200
+"""How many versions before a time are looked through for what an instance ran then."""
+
 _CHUNK: Final = 1000  # rows fetched at once where there may be very many
 
 
@@ -271,6 +274,14 @@ class Tables:
     async def instances(self, address: Address, after: str, gone_after_us: int, limit: int) -> list[asyncpg.Record]:
         """Subscriptions of ``limit`` instances after ``after``; without those that ended before ``gone_after_us``."""
         return await self._fetch("instances_page", *address, after, gone_after_us, limit)
+
+    async def instances_then(self, address: Address, at_us: int, after: str, instance: str, limit: int) -> list[asyncpg.Record]:
+        """Subscriptions of ``limit`` instances after ``after`` that were there at a time (``instance``: of that one only), with what each ran."""
+        return await self._fetch("instances_then", *address, at_us, after, instance, limit, VERSIONS_BACK)
+
+    async def beginning_us(self) -> int:
+        """Since when the ledger can know anything."""
+        return cast("int", (await self._fetch("beginning"))[0]["at_us"])
 
     async def behind(
         self, address: Address, head: Head, after: tuple[str, int], *, gone_after_us: int, patience_us: int, limit: int

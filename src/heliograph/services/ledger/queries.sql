@@ -218,6 +218,43 @@ select s.*, coalesce(n.lost, false) as node_lost
                                              and o.until_us is null))
  order by s.instance, s.subscription;
 
+-- name: beginning
+select at_us from ledger.beginning;
+
+-- name: instances_then
+-- Of each instance that was subscribed at $3: its newest connection then, with what each of its subscriptions had applied last. A
+-- connection knows only what it runs at its end, so that an earlier answer comes from receipts: those of the latest $7 versions that
+-- were committed by then, newest first.
+with newest as (
+    select distinct on (instance) instance, connection
+      from ledger.subscription
+     where namespace = $1 and environment = $2 and instance > $4 and ($5 = '' or instance = $5)
+       and since_us <= $3 and (until_us is null or until_us > $3)
+     order by instance, incarnation desc, since_us desc
+     limit $6
+), committed as materialized (
+    select epoch, number, version, committed_at_us from ledger.version
+     where namespace = $1 and environment = $2 and committed_at_us <= $3
+     order by epoch desc, number desc limit $7
+)
+select s.instance, s.subscription, s.connection, s.incarnation, s.node, s.region, s.fingerprint, s.view, s.since_us, s.until_us,
+       coalesce(ran.epoch, ended.epoch) as ran_epoch, coalesce(ran.number, ended.number) as ran_number,
+       coalesce(ran.version, ended.version) as ran_version, coalesce(ran.at_us, ended.at_us) as ran_since_us
+  from newest
+  join ledger.subscription s using (instance, connection)
+  left join lateral (
+      select c.epoch, c.number, c.version, r.applied_at_us as at_us
+        from committed c join ledger.receipt r
+          on r.version = c.version and r.instance = s.instance and r.subscription = s.subscription
+         and r.state in ('applied', 'unaffected') and r.applied_at_us <= $3
+         and r.day >= (to_timestamp(c.committed_at_us / 1e6) at time zone 'UTC')::date - 1
+       order by c.epoch desc, c.number desc, r.applied_at_us limit 1) ran on true
+  left join lateral (
+      select s.runs_epoch as epoch, s.runs_number as number, s.runs_version as version, s.runs_since_us as at_us
+       where s.runs_since_us <= $3) ended on ran.version is null
+ where s.namespace = $1 and s.environment = $2 and s.since_us <= $3 and (s.until_us is null or s.until_us > $3)
+ order by s.instance, s.subscription;
+
 -- name: drift_page
 -- Subscriptions of the newest connection of each instance that do not run what the head says ($11: or all of them, when only
 -- the rollout knows), and have had the time to ($10). missed_at_us: when the first version that it lacks was committed.

@@ -69,6 +69,26 @@ class InstanceView(msgspec.Struct, frozen=True):
     subscriptions: list[SubscriptionView]
 
 
+class ThenView(msgspec.Struct, frozen=True):
+    """An instance at a time in the past. ``ran``: the oldest of its subscriptions; null: it had applied none of the latest versions by then, or its
+    receipts are not kept."""
+
+    instance: str
+    fingerprint: Fingerprint
+    region: str
+    node: str
+    since_us: int
+    until_us: int | None
+    ran: Running | None
+    subscriptions: list[ThenSubscription]
+
+
+class ThenSubscription(msgspec.Struct, frozen=True):
+    id: int
+    view: list[str]
+    ran: Running | None
+
+
 class DriftView(msgspec.Struct, frozen=True):
     """``age_s``: since the first version that it lacks was committed, or since it subscribed when it has none.
 
@@ -96,6 +116,12 @@ def instances(rows: Iterable[asyncpg.Record], head: Head | None) -> Iterator[Ins
     """``rows``: subscriptions, those of one instance together."""
     for name, group in groupby(rows, key=itemgetter("instance")):
         yield _instance(name, list(group), head)
+
+
+def instances_then(rows: Iterable[asyncpg.Record]) -> Iterator[ThenView]:
+    """``rows``: subscriptions, those of one instance together."""
+    for name, group in groupby(rows, key=itemgetter("instance")):
+        yield _instance_then(name, list(group))
 
 
 def drift(row: asyncpg.Record, head: Head, now_us: int) -> DriftView | None:
@@ -138,6 +164,27 @@ def _instance(name: str, rows: list[asyncpg.Record], head: Head | None) -> Insta
         last_receipt=max(answered, key=lambda each: each.at_us, default=None),
         subscriptions=subscriptions,
     )
+
+
+def _instance_then(name: str, rows: list[asyncpg.Record]) -> ThenView:
+    subscriptions = [ThenSubscription(row["subscription"], row["view"], _ran(row)) for row in rows]
+    running = [each.ran for each in subscriptions]
+    return ThenView(
+        instance=name,
+        fingerprint=_fingerprint(rows[0]),
+        region=rows[0]["region"],
+        node=rows[0]["node"],
+        since_us=rows[0]["since_us"],
+        until_us=rows[0]["until_us"],
+        ran=min((each for each in running if each), key=lambda r: (r.epoch, r.number)) if all(running) else None,
+        subscriptions=subscriptions,
+    )
+
+
+def _ran(row: asyncpg.Record) -> Running | None:
+    if row["ran_number"] is None:
+        return None
+    return Running(row["ran_epoch"], row["ran_number"], row["ran_version"], row["ran_since_us"])
 
 
 def _subscription(row: asyncpg.Record) -> SubscriptionView:

@@ -50,6 +50,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     ``changes``: the configs it changed, as far as they are listed here, ``change_count`` how many. ``unchanged``: the request asked for what is there
     already, so nothing was committed. ``rebased``: the head was not the version in If-Match any more, but what came after it does not overlap.
+    ``labels``: those that name it now.
     """
 
     namespace: str
@@ -74,6 +75,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     rebased: Rebased | Left = msgspec.UNSET
     envelope: Envelope | Left = msgspec.UNSET
     head: Envelope | Left = msgspec.UNSET
+    labels: list[str] | Left = msgspec.UNSET
     wait: Waited | Left = msgspec.UNSET
     propagation: dict[str, Any] | Left = msgspec.UNSET
 
@@ -100,9 +102,18 @@ class HeadAnswer(msgspec.Struct, frozen=True, kw_only=True):
     envelope: Envelope
 
 
+class Deleted(msgspec.Struct, frozen=True):
+    """It can be restored until ``erase_at``, when it is erased for good."""
+
+    by: str
+    at: datetime
+    erase_at: datetime
+
+
 class NamespaceAnswer(msgspec.Struct, frozen=True):
     name: str
     created_at: datetime | None = None
+    deleted: Deleted | Left = msgspec.UNSET
 
 
 class NamespaceList(msgspec.Struct, frozen=True):
@@ -118,6 +129,7 @@ class EnvironmentAnswer(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     configs: int
     at: str
+    deleted: Deleted | Left = msgspec.UNSET
 
 
 class EnvironmentList(msgspec.Struct, frozen=True):
@@ -309,6 +321,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     ``changed``, ``yours``, ``overlap``: the three-way summary of a stale base: configs changed since, configs of this request, and those in both;
     ``differences``: of the first 100 of these, what each side did. ``operation``, ``pointer``: where a patch does not fit. ``conflicts``: of a
     promotion, the first 1,000 of ``conflict_count``.
+    ``held_by``: environments whose heads name what was to be purged, with configs.
     """
 
     type: str
@@ -329,6 +342,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     conflicts: list[ConflictAnswer] | Left = msgspec.UNSET
     conflict_count: int | Left = msgspec.UNSET
     source: Source | Left = msgspec.UNSET
+    held_by: dict[str, list[str]] | Left = msgspec.UNSET
     incident: str | Left = msgspec.UNSET
 
 
@@ -357,9 +371,16 @@ def of_draft(made: Draft, record: Signed, head: Signed) -> bytes:
     )
 
 
-def of_row(row: VersionRow, current: HeadRow | None, *, with_envelope: bool = True, unchanged: bool = False) -> VersionAnswer:
+def of_row(
+    row: VersionRow,
+    current: HeadRow | None,
+    *,
+    with_envelope: bool = True,
+    unchanged: bool = False,
+    labels: list[str] | None = None,
+) -> VersionAnswer:
     """A committed version. ``current``: the head now; given with its own version, the answer carries it."""
-    return _answer(
+    told = _answer(
         Version.read(row.record.payload),
         spell(row.id),
         row.record if with_envelope else None,
@@ -371,6 +392,7 @@ def of_row(row: VersionRow, current: HeadRow | None, *, with_envelope: bool = Tr
         head=current.signed if with_envelope and current and current.version == row.id else None,
         unchanged=unchanged,
     )
+    return msgspec.structs.replace(told, labels=labels) if labels else told
 
 
 def _answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 
 import asyncpg
@@ -22,16 +23,24 @@ from heliograph.services.registry.api.routes import add_routes
 from heliograph.services.registry.branch import Branch
 from heliograph.services.registry.changes import MAX_VERSION_BODY
 from heliograph.services.registry.commit import Commits, Signers
+from heliograph.services.registry.deletion import Deletion
+from heliograph.services.registry.erasing import Eraser
+from heliograph.services.registry.erasure import Erasure
+from heliograph.services.registry.labels import Labels
 from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.lookback import Lookback
 from heliograph.services.registry.merging import Configs
 from heliograph.services.registry.objects import Objects
+from heliograph.services.registry.past import Past
 from heliograph.services.registry.patching import Patching
 from heliograph.services.registry.promote import Promote
 from heliograph.services.registry.promotion import MAX_BODY
 from heliograph.services.registry.propagations import Propagations
 from heliograph.services.registry.publish import Publish
+from heliograph.services.registry.purge import Forgetting, Purges
 from heliograph.services.registry.reading import Reading
 from heliograph.services.registry.rebase import Rebase
+from heliograph.services.registry.remains import Keeping
 from heliograph.services.registry.renew import Renewal, Upkeep
 from heliograph.services.registry.rollback import Rollback
 from heliograph.services.registry.settings import RegistrySettings
@@ -78,6 +87,8 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
             running = [
                 tasks.create_task(bell.run(), name="registry bell"),
                 tasks.create_task(upkeep.run(), name="registry upkeep"),
+                tasks.create_task(Eraser(context.erasure, url, metrics).run(), name="registry erasing"),
+                tasks.create_task(context.forgetting.run(), name="registry forgetting"),
                 tasks.create_task(loop_lag.run(metrics, stop), name="registry loop lag"),
                 tasks.create_task(_watch(store, readiness), name="registry database"),
                 tasks.create_task(_announce(readiness, ready), name="registry readiness"),
@@ -106,6 +117,12 @@ def wire(
     three_way = ThreeWay(store, objects, configs)
     publish = Publish(commits, objects, validation, three_way, Rebase(store, configs), metrics)
     renewal = Renewal(store, commits, bell, head_life_us=head_life_us)
+    lookback, erasure = Lookback(pool, timeout_s=store.timeout_s), Erasure(pool, timeout_s=store.timeout_s)
+
+    def forget(digests: Collection[bytes]) -> None:
+        objects.forget(digests)
+        validation.forget(digests)
+
     context = Context(
         pool=pool,
         store=store,
@@ -117,6 +134,14 @@ def wire(
         rollback=Rollback(commits, store, objects, three_way),
         reading=Reading(store, objects),
         replay=Replay(pool, store, renewal, bell),
+        lookback=lookback,
+        labels=Labels(store, lookback),
+        past=Past(lookback, objects),
+        erasure=erasure,
+        deletion=Deletion(erasure, store, renewal, bell, retain_s=settings.deletion_retain_s),
+        purge=Purges(erasure, store, objects, renewal, keys.commit, bell, metrics, forget),
+        forgetting=Forgetting(erasure, forget),
+        keeping=Keeping(settings.event_keep_days, settings.idempotency_keep_s, bool(settings.kafka_bootstrap)),
         tokens=tokens,
         token_desk=TokenDesk(store, tokens, bell),
         propagations=propagations,

@@ -11,8 +11,10 @@ from heliograph.core.errors import Conflict
 from heliograph.core.names import Namespace
 from heliograph.core.records import Leaf, Source
 from heliograph.core.trie import Stub
+from heliograph.core.which import Which
 from heliograph.services.registry.commit import Commits, Committed, Order
 from heliograph.services.registry.draft import Content, Lineage
+from heliograph.services.registry.environments import create_environment
 from heliograph.services.registry.heads import Place
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.store import Store
@@ -27,7 +29,7 @@ class Branch:
         self._store = store
         self._objects = objects
 
-    async def __call__(self, order: Order, source: Place, at: int | bytes | None) -> Committed:
+    async def __call__(self, order: Order, source: Place, at: Which | None) -> Committed:
         """Version 1 of ``order.place`` with the root of a version of ``source``, by default its head's. Costs the same for any number of configs,
         unless something in the namespace was ever purged: then every config is looked at.
 
@@ -40,7 +42,7 @@ class Branch:
         origin = Source(source.environment, row.number, spell(row.id))
         lineage = Lineage("branch", source.environment, row.number)
         content = Content("branch", Stub(row.root), {}, {}, (), row.configs, origin, lineage)
-        return await self._commits.create(order, content)
+        return await create_environment(self._store, self._commits, order, content)
 
     async def _refuse_purged(self, namespace: Namespace, root: bytes) -> None:
         digests = sorted({digest for _, digest in trie.leaves(await self._objects.whole(namespace, root))})

@@ -178,8 +178,16 @@ class Commits:
 
     async def _swap(self, order: Order, base: HeadRow | None, content: Content) -> Committed | None:
         """None: the head has moved."""
+        at_us = now_us()
         made = draft(
-            order.place, base, content, author=order.author, message=order.message, now_us=now_us(), life_us=self._head_life_us
+            order.place,
+            base,
+            content,
+            author=order.author,
+            message=order.message,
+            now_us=at_us,
+            life_us=self._head_life_us,
+            first_epoch=1 if base else await self._first_epoch(order.place, at_us),
         )
         with self._metrics.publish_seconds.labels("sign").time():
             record = await _sign(self._signers.commit, VERSION_TYPE, made.text)
@@ -203,13 +211,19 @@ class Commits:
             case "moved":
                 return None
             case "missing":
-                raise NotFound(f"no environment {order.place}" if base else f"no namespace {order.place.namespace}")
+                if base:
+                    raise await self._store.missing(order.place)
+                raise NotFound(f"no namespace {order.place.namespace}")
             case "exists":
                 raise AlreadyExists(f"environment {order.place} exists already")
             case "reused":
                 raise _reused()
         assert before is not None, "a replay has an answer"
         return Committed(before.status, before.body, replayed=True)
+
+    async def _first_epoch(self, place: Place, at_us: int) -> int:
+        """A name that was erased begins another life: its old numbers are in clients and in the ledger, and must not mean something else there."""
+        return at_us // 1_000_000 if await self._store.was_erased(place) else 1
 
     def _settle(self, made: Draft, head: Signed) -> None:
         self._bell.ring()

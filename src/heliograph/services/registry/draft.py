@@ -94,9 +94,20 @@ class Draft:
 
 
 def draft(
-    place: Place, base: HeadRow | None, content: Content, *, author: str, message: str | None, now_us: int, life_us: int
+    place: Place,
+    base: HeadRow | None,
+    content: Content,
+    *,
+    author: str,
+    message: str | None,
+    now_us: int,
+    life_us: int,
+    first_epoch: int = 1,
 ) -> Draft:
-    """Times never go back: ``at`` is not before the parent's, ``issued_at`` is after the last head's. Raises TooLarge."""
+    """Times never go back: ``at`` is not before the parent's, ``issued_at`` is after the last head's. Raises TooLarge.
+
+    ``first_epoch``: of a version without a parent.
+    """
     if content.configs > MAX_CONFIGS:
         raise TooLarge(f"{place} would have {content.configs:,} configs; the limit is {MAX_CONFIGS:,}")
     note = stored("message", message.encode()) if message else None
@@ -104,7 +115,7 @@ def draft(
     version = Version(
         namespace=place.namespace,
         environment=place.environment,
-        epoch=base.epoch if base else 1,
+        epoch=base.epoch if base else first_epoch,
         number=base.number + 1 if base else 1,
         parent=base.id if base else None,
         root=spell(content.root.digest),

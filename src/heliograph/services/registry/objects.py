@@ -7,7 +7,7 @@ tries; a digest that comes from outside is looked up in its namespace instead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -111,6 +111,21 @@ class Objects:
         if not isinstance(found, bytes):
             return None
         return (await self.leaves(namespace, [found]))[found]
+
+    async def leaves_at(self, namespace: Namespace, roots: Sequence[bytes], name: str) -> list[Leaf | None]:
+        """What each of several versions says of one config: one round trip a level for all of them."""
+        stubs = tuple(Stub(root) for root in roots)
+        tries = await self._grown(
+            namespace, stubs, lambda tries: {digest for each in tries for digest in trees.on_paths(each, [name])}
+        )
+        found = [entry if isinstance(entry, bytes) else None for entry in (trie.get(each, name) for each in tries)]
+        leaves = await self.leaves(namespace, {each for each in found if each}, keep=False)
+        return [leaves[each] if each else None for each in found]
+
+    def forget(self, digests: Iterable[bytes]) -> None:
+        """Their texts are to be kept nowhere."""
+        for each in digests:
+            self._texts.drop(each)
 
     async def schema_of(self, namespace: Namespace, leaf: Leaf) -> bytes | None:
         return await self.text(namespace, unspell(leaf.schema)) if leaf.schema else None

@@ -30,6 +30,7 @@ from heliograph.core.names import ConfigName
 from heliograph.core.pointer import pointer_text
 from heliograph.core.records import Leaf, Source, Version
 from heliograph.core.trie import Node
+from heliograph.core.which import Which
 from heliograph.services.registry.answers import ConflictAnswer, PromotionAnswer, PromotionItem, PromotionPoint, SideName
 from heliograph.services.registry.assembling import Leaves, assembled, texts_of
 from heliograph.services.registry.changes import Change
@@ -100,9 +101,7 @@ class Promote:
         self._three_way = three_way
         self._points = CommonPoints(store)
 
-    async def __call__(
-        self, order: Order, asked: Promotion, at: int | bytes | None, readable: Readable
-    ) -> Committed | Unchanged:
+    async def __call__(self, order: Order, asked: Promotion, at: Which | None, readable: Readable) -> Committed | Unchanged:
         """One version of kind ``promote``, or Unchanged.
 
         Raises MergeConflict, SchemaViolation (what comes out breaks its schema), InvalidRequest (a choice that settles nothing), NotFound, Conflict
@@ -126,7 +125,7 @@ class Promote:
             await self._note(order, ends.source, outcome.head, lineage[0])
         return outcome
 
-    async def preview(self, place: Place, asked: Promotion, at: int | bytes | None, readable: Readable) -> PromotionAnswer:
+    async def preview(self, place: Place, asked: Promotion, at: Which | None, readable: Readable) -> PromotionAnswer:
         """What it would do to the head, with every conflict. Changes nothing. Raises as the promotion does, but no conflict."""
         ends, head = await self._ends(place, asked, at), await self._store.head(place)
         plan = await self._plan(place, asked, ends, head)
@@ -159,7 +158,7 @@ class Promote:
 
     # --- what differs, and since when ---------------------------------------------------------------------------------------------
 
-    async def _ends(self, place: Place, asked: Promotion, at: int | bytes | None) -> _Ends:
+    async def _ends(self, place: Place, asked: Promotion, at: Which | None) -> _Ends:
         if asked.source == place.environment:
             raise InvalidRequest(f"{place} cannot be promoted to itself; to bring back an older version, roll back")
         source = Place(place.namespace, asked.source)

@@ -59,8 +59,9 @@ delete from registry.idempotency where (principal, key) in
 select digest, body from registry.object where namespace = $1 and digest = any($2::bytea[]) and not purged;
 
 -- name: weigh
--- How much text, how many of them are there, and whether one was purged.
-select coalesce(sum(length(body)), 0)::bigint as bytes, count(*) as found, coalesce(bool_or(purged), false) as purged
+-- How much text, how many of them are there, and whether one was purged, or is about to be.
+select coalesce(sum(length(body)), 0)::bigint as bytes, count(*) as found,
+       coalesce(bool_or(purged), false) or registry.is_purged($1, $2) as purged
   from registry.object where namespace = $1 and digest = any($2::bytea[]);
 
 -- name: purged_any
@@ -69,12 +70,14 @@ select exists (select from registry.object where namespace = $1 and purged);
 -- name: version_by_number
 select v.*, o.body as message_text from registry.version v
   left join registry.object o on o.namespace = v.namespace and o.digest = v.message and not o.purged
- where v.namespace = $1 and v.environment = $2 and v.number = $3;
+ where v.namespace = $1 and v.environment = $2 and v.number = $3
+   and exists (select from registry.head h where h.namespace = v.namespace and h.environment = v.environment);
 
 -- name: version_by_id
 select v.*, o.body as message_text from registry.version v
   left join registry.object o on o.namespace = v.namespace and o.digest = v.message and not o.purged
- where v.namespace = $1 and v.environment = $2 and v.id = $3;
+ where v.namespace = $1 and v.environment = $2 and v.id = $3
+   and exists (select from registry.head h where h.namespace = v.namespace and h.environment = v.environment);
 
 -- name: versions_before
 -- Newest first.
@@ -98,10 +101,11 @@ with made as (insert into registry.namespace (name, created_by) values ($1, $2) 
 select name, created_at from made;
 
 -- name: namespaces
-select name, created_at from registry.namespace where name > $1 order by name limit $2;
+select name, created_at from registry.namespace n where name > $1
+   and not exists (select from registry.deleted_namespace d where d.name = n.name) order by name limit $2;
 
 -- name: namespace_exists
-select exists (select from registry.namespace where name = $1);
+select exists (select from registry.namespace where name = $1) and not exists (select from registry.deleted_namespace where name = $1);
 
 -- name: environments
 select environment, epoch, number, version, configs, at_us from registry.head
@@ -115,6 +119,11 @@ insert into registry.audit (namespace, environment, actor, action, detail) value
 select id, at, namespace, environment, actor, action, detail::text as detail from registry.audit
  where namespace = $1 and environment = $2 and id < $3 order by id desc limit $4;
 
+-- name: audit_of_namespace_before
+-- What was done to the namespace itself, newest first.
+select id, at, namespace, environment, actor, action, detail::text as detail from registry.audit
+ where namespace = $1 and environment is null and id < $2 order by id desc limit $3;
+
 -- name: append_event
 select o_position from eventlog.append_event($1, $2, $3, $4);
 
@@ -122,7 +131,7 @@ select o_position from eventlog.append_event($1, $2, $3, $4);
 update eventlog.dead_letter set state = $2, settled_at = now(), settled_by = $3 where id = $1 and state = 'waiting';
 
 -- name: history_exists
-select exists (select from registry.head);
+select exists (select from registry.head) or exists (select from registry.deleted_environment);
 
 -- name: make_partitions
 select eventlog.make_partitions($1);

@@ -9,9 +9,10 @@ from heliograph.core.digest import spell, unspell
 from heliograph.core.errors import Conflict, StaleBase
 from heliograph.core.events import MAX_EVENT_TEXT
 from heliograph.core.records import Leaf, Source
+from heliograph.core.which import Which
 from heliograph.services.registry.commit import Commits, Committed, Order, Unchanged
 from heliograph.services.registry.draft import Content, Lineage
-from heliograph.services.registry.heads import HeadRow, Place, VersionRow
+from heliograph.services.registry.heads import HeadRow, Place
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.store import Store
 from heliograph.services.registry.three_way import ThreeWay
@@ -24,18 +25,18 @@ class Rollback:
         self._objects = objects
         self._three_way = three_way
 
-    async def __call__(self, order: Order, to: int | bytes) -> Committed | Unchanged:
+    async def __call__(self, order: Order, to: Which) -> Committed | Unchanged:
         """The digest proves that it is the same content. Bounded by the environment's size, not by the limit of changes.
 
         Raises NotFound (no such version), Conflict (it holds a purged document), and what `Commits.commit` raises.
         """
-        target = await self._store.version(order.place, to)
         try:
-            return await self._commits.commit(order, partial(self._content, order.place, target))
+            return await self._commits.commit(order, partial(self._content, order.place, to))
         except StaleBase as error:
             raise await self._three_way(order, error) from None
 
-    async def _content(self, place: Place, target: VersionRow, base: HeadRow) -> Content | None:
+    async def _content(self, place: Place, to: Which, base: HeadRow) -> Content | None:
+        target = await self._store.version(place, to)  # here, so that a replay is answered although the label is gone since
         if target.root == base.root:
             return None
         old, new = await self._objects.pair(place.namespace, base.root, target.root)

@@ -32,6 +32,13 @@ class RegistrySettings(DatabaseSettings):
     validation_processes: int = Field(2, ge=1, le=64, description="processes for validations that may take long")
     validation_s: float = Field(2.0, gt=0, description="seconds one validation may take")
 
+    # a month: long enough that somebody who is away comes back to it
+    deletion_retain_s: float = Field(
+        30 * 86400.0,
+        ge=3600,
+        description="seconds after which what was deleted is erased for good; until then it can be restored",
+    )
+
     # well beyond any client's retries
     idempotency_keep_s: float = Field(7 * 86400.0, gt=0, description="seconds an idempotency key is remembered")
     event_keep_days: int = Field(7, ge=1, description="days that events and receipts stay in PostgreSQL's log")

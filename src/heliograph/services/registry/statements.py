@@ -1,4 +1,4 @@
-"""The registry's SQL by name, read once from ``queries.sql``."""
+"""The registry's SQL by name, read once from its ``.sql`` files."""
 
 from __future__ import annotations
 
@@ -15,4 +15,6 @@ def _read(text: str) -> dict[str, str]:
     return {name: sql.strip().removesuffix(";") for name, sql in zip(parts[::2], parts[1::2], strict=True)}
 
 
-SQL: Final = MappingProxyType(_read(resources.files("heliograph.services.registry").joinpath("queries.sql").read_text()))
+_FILES: Final = ("queries.sql", "looking_back.sql", "erasing.sql")
+_HERE: Final = resources.files("heliograph.services.registry")
+SQL: Final = MappingProxyType({name: sql for file in _FILES for name, sql in _read(_HERE.joinpath(file).read_text()).items()})

@@ -7,19 +7,22 @@ the same request with the same idempotency key finds out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
+import asyncpg
 import msgspec
 
 from heliograph.core.digest import unspell
-from heliograph.core.errors import NotFound
+from heliograph.core.errors import Conflict, NotFound
 from heliograph.core.names import Environment, Namespace
 from heliograph.core.records import Signed
-from heliograph.runtime.postgres import Connection, Pool, translating
+from heliograph.core.times import to_text
+from heliograph.core.which import AsOf, Label, Which, said
+from heliograph.runtime.postgres import Connection
+from heliograph.services.registry.database import Database
 from heliograph.services.registry.draft import Draft, Lineage, objects_of
 from heliograph.services.registry.heads import HeadRow, Place, VersionRow, signatures_text, signed
 from heliograph.services.registry.statements import SQL
@@ -111,32 +114,8 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     detail: msgspec.Raw
 
 
-class Store:
-    """``timeout_s``: bound of one statement together with the wait for a free connection."""
-
-    def __init__(self, pool: Pool, *, timeout_s: float = 20.0) -> None:
-        self._pool = pool
-        self._timeout_s = timeout_s
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Connection]:
-        with translating():
-            async with self._pool.acquire(timeout=self._timeout_s) as connection, connection.transaction():
-                yield connection  # type: ignore[misc]  # the pool's proxy is a connection in all but type
-
-    async def _rows(self, name: str, *values: Any) -> list[Any]:
-        with translating():
-            async with asyncio.timeout(self._timeout_s):
-                return await self._pool.fetch(SQL[name], *values)
-
-    async def _row(self, name: str, *values: Any) -> Any:
-        with translating():
-            async with asyncio.timeout(self._timeout_s):
-                return await self._pool.fetchrow(SQL[name], *values)
-
-    async def _value(self, name: str, within: Connection | None, *values: Any) -> Any:
-        """The one value of a statement, in a transaction of its own or ``within`` one."""
-        return await within.fetchval(SQL[name], *values) if within else (await self._row(name, *values))[0]
+class Store(Database):
+    """The registry's own tables, but for what `Lookback` and `Erasure` see of them."""
 
     # --- heads and versions -------------------------------------------------------------------------------------------------------
 
@@ -144,8 +123,24 @@ class Store:
         """Raises NotFound."""
         row = await self._row("head", place.namespace, place.environment)
         if row is None:
-            raise NotFound(f"no environment {place}")
+            raise await self.missing(place)
         return _head(row)
+
+    async def missing(self, place: Place) -> NotFound:
+        """Why there is no such environment."""
+        return NotFound(await self.epitaph(place) or f"no environment {place}")
+
+    async def was_erased(self, place: Place) -> bool:
+        """Whether there was an environment of that name before, of which only the audit trail knows."""
+        return bool((await self._row("was_erased", place.namespace, place.environment))[0])
+
+    async def epitaph(self, place: Place) -> str | None:
+        """What to say of an environment that was deleted and can be restored."""
+        row = await self._row("deleted_environment", place.namespace, place.environment)
+        if row is None:
+            return None
+        until = f"{row['erase_at']:%Y-%m-%d %H:%M} UTC"
+        return f"{place} was deleted on {row['deleted_at']:%Y-%m-%d}; until {until} it can be restored"
 
     async def heads(self, after: tuple[str, str], limit: int) -> list[tuple[Place, Signed, Signed]]:
         """(place, head, version) by name."""
@@ -164,12 +159,20 @@ class Store:
     async def history_exists(self) -> bool:
         return bool((await self._row("history_exists"))[0])
 
-    async def version(self, place: Place, which: int | bytes) -> VersionRow:
-        """By number or by id. Raises NotFound."""
-        name = "version_by_number" if isinstance(which, int) else "version_by_id"
-        row = await self._row(name, place.namespace, place.environment, which)
+    async def version(self, place: Place, which: Which) -> VersionRow:
+        """The version that is meant. Raises NotFound."""
+        match which:
+            case int():
+                row = await self._row("version_by_number", place.namespace, place.environment, which)
+            case bytes():
+                row = await self._row("version_by_id", place.namespace, place.environment, which)
+            case Label(name):
+                row = await self._row("version_by_label", place.namespace, place.environment, name)
+            case AsOf(us):
+                row = await self._row("version_at", place.namespace, place.environment, to_text(us))
         if row is None:
-            raise NotFound(f"{place} has no such version")
+            await self.head(place)
+            raise NotFound(f"{place} has no {said(which)}")
         return _version(row, len(row["names"]))
 
     async def versions_before(self, place: Place, number: int, limit: int) -> list[VersionRow]:
@@ -191,10 +194,15 @@ class Store:
 
     async def commit(self, commit: Commit) -> tuple[Swapped, Answered | None]:
         """One round trip; see the function in the migration."""
-        if lineage := commit.draft.content.lineage:
-            row = await self._row("commit_with_lineage", *_arguments(commit), *lineage)
-        else:
-            row = await self._row("commit", *_arguments(commit))
+        try:
+            if lineage := commit.draft.content.lineage:
+                row = await self._row("commit_with_lineage", *_arguments(commit), *lineage)
+            else:
+                row = await self._row("commit", *_arguments(commit))
+        except asyncpg.RestrictViolationError as error:
+            if "purged" not in str(error):
+                raise
+            raise Conflict(str(error.args[0])) from None
         answered = None if row["answer"] is None else Answered(b"", row["status"], row["answer"])
         return row["outcome"], answered
 
@@ -314,19 +322,10 @@ class Store:
         return int(await self._value("note", within, *values))
 
     async def audit_before(self, place: Place, number: int, limit: int) -> list[AuditRow]:
-        rows = await self._rows("audit_before", place.namespace, place.environment, number, limit)
-        return [
-            AuditRow(
-                id=row["id"],
-                at=row["at"],
-                namespace=row["namespace"],
-                environment=row["environment"],
-                actor=row["actor"],
-                action=row["action"],
-                detail=msgspec.Raw(row["detail"].encode()),
-            )
-            for row in rows
-        ]
+        return list(map(_audit, await self._rows("audit_before", place.namespace, place.environment, number, limit)))
+
+    async def audit_of_namespace_before(self, namespace: Namespace, number: int, limit: int) -> list[AuditRow]:
+        return list(map(_audit, await self._rows("audit_of_namespace_before", namespace, number, limit)))
 
     @staticmethod
     async def append_event(connection: Connection, shard: int, key: str, body: bytes, trace: str | None) -> None:
@@ -380,6 +379,18 @@ _NOWHERE: Final[tuple[Any, ...]] = (
     *("", "", 0, 0, 0, "", "", 0, None, 0, b""),
     *("", "", "{}", None, None, None, None, None),
 )
+
+
+def _audit(row: Any) -> AuditRow:
+    return AuditRow(
+        id=row["id"],
+        at=row["at"],
+        namespace=row["namespace"],
+        environment=row["environment"],
+        actor=row["actor"],
+        action=row["action"],
+        detail=msgspec.Raw(row["detail"].encode()),
+    )
 
 
 def _place(row: Any) -> Place:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -56,6 +56,11 @@ class Validation:
         """Whether it can be used at all. Raises InvalidSchema, Overloaded."""
         if digest not in self._light:
             self._remember(digest, text, await self._ask(text, None))
+
+    def forget(self, digests: Iterable[bytes]) -> None:
+        """Schemas that are to be kept nowhere."""
+        for each in digests:
+            self._light.drop(each)
 
     async def document(self, digest: bytes, schema: bytes, text: bytes, value: Json) -> None:
         """``value`` is what ``text`` says. Raises SchemaViolation with every fault, InvalidSchema, Overloaded."""

@@ -46,6 +46,7 @@ class Environment:
         self._frame_limit = frame_cache_bytes
         self._since_sweep = 0
         self._moved = asyncio.Event()
+        self.closed = False
         self.head: Head
         self.cursor: Cursor
         self._signed_head: Signed
@@ -114,6 +115,12 @@ class Environment:
             kept |= {digest for _, digest in trie.diff(old, new) if digest}
         self._entries = {digest: entry for digest, entry in self._entries.items() if digest in kept}
 
+    def forget_past(self) -> None:
+        """Keeps only what the head has: readers of older versions get a snapshot. After a purge, which no head's text can be part of."""
+        self._past = OrderedDict({self.cursor.number: (self.cursor, self._root)})
+        self._sweep()
+        self._forget_frames()
+
     def _forget_frames(self) -> None:
         self._frames.clear()
         self._frame_bytes = 0
@@ -121,9 +128,16 @@ class Environment:
     # --- reading ---
 
     async def moved_from(self, cursor: Cursor) -> None:
-        """Until the head is another one."""
+        """Until the head is another one. Raises NotFound when the environment is deleted meanwhile."""
         while self.cursor == cursor:
+            if self.closed:
+                raise NotFound(f"the environment {self.namespace}/{self.environment} was deleted")
             await self._moved.wait()
+
+    def close(self) -> None:
+        """It is gone: nobody need wait for its next version."""
+        self.closed = True
+        self._moved.set()
 
     def knows(self, cursor: Cursor) -> bool:
         """Whether it is in this environment's history up to the head."""

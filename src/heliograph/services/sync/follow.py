@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -16,8 +17,18 @@ import structlog
 
 from heliograph.core.delta import Entry, read_leaf
 from heliograph.core.errors import Corrupt, HeliographError, NotFound, Unavailable
-from heliograph.core.events import ChangedConfig, FromRegistry, HeadEvent, RevokedEvent, VersionEvent, shard_of
+from heliograph.core.events import (
+    ChangedConfig,
+    DeletedEvent,
+    FromRegistry,
+    HeadEvent,
+    PurgeEvent,
+    RevokedEvent,
+    VersionEvent,
+    shard_of,
+)
 from heliograph.core.records import Head
+from heliograph.core.times import to_text
 from heliograph.eventlog.ports import Gap, Marks, Reader, Record
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.retry import attempts, until_available
@@ -56,7 +67,8 @@ class Follower:
         self._set_aside = set_aside
         self._revoked = revoked
         self._mending: dict[tuple[str, str], asyncio.Task[None]] = {}
-        hub.look_for = lambda namespace, environment: self._mend(namespace, environment, None)
+        self._again: dict[tuple[str, str], Record | None] = {}
+        hub.look_for = self._seek
 
     async def load(self) -> Marks:
         """Everything there is; the marks to follow from. Waits for a registry and a log that are away."""
@@ -96,6 +108,26 @@ class Follower:
                 self._renew(event)
             case VersionEvent():
                 await self._advance(record, event, read_us)
+            case DeletedEvent():
+                self._remove(event)
+            case PurgeEvent(namespace=namespace):
+                self._forget_past(namespace)
+
+    def _remove(self, event: DeletedEvent) -> None:
+        """What is being read of it was read before this. Should it have been restored since, its next head brings it back."""
+        key = (event.namespace, event.environment)
+        self._again.pop(key, None)
+        if mending := self._mending.pop(key, None):
+            mending.cancel()
+        where, until = f"{event.namespace}/{event.environment}", to_text(event.erase_at_us)
+        self._hub.no_environment(
+            event.namespace, event.environment, f"the environment {where} was deleted; it can be restored until {until}"
+        )
+
+    def _forget_past(self, namespace: str) -> None:
+        for environment in self._hub.environments():
+            if environment.namespace == namespace:
+                environment.forget_past()
 
     def _renew(self, event: HeadEvent) -> None:
         room = self._hub.room(event.namespace, event.environment)
@@ -151,23 +183,38 @@ class Follower:
                 self._mend(environment.namespace, environment.environment, None)
         self._start(("", ""), self._find_new(shard))
 
+    def _seek(self, namespace: str, environment: str) -> None:
+        """Somebody asks for an environment that is not here."""
+        self._start((namespace, environment), self._reload_until_right(namespace, environment, None))
+
     def _mend(self, namespace: str, environment: str, record: Record | None) -> None:
-        self._start((namespace, environment), self._reload_until_right(namespace, environment, record))
+        key = (namespace, environment)
+        if key in self._mending:
+            self._again[key] = record  # what is being read may have been read before this was committed
+        else:
+            self._start(key, self._reload_until_right(namespace, environment, record))
 
     def _start(self, key: tuple[str, str], work: Awaitable[None]) -> None:
         if key in self._mending:
-            work.close()  # type: ignore[attr-defined]  # one at a time; it reads the newest there is
+            work.close()  # type: ignore[attr-defined]  # one at a time
             return
         task = asyncio.ensure_future(work)
         self._mending[key] = task
-        task.add_done_callback(lambda _: self._mending.pop(key, None))
+        task.add_done_callback(lambda _: self._mended(key, task))
+
+    def _mended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._mending.get(key) is not task:
+            return
+        del self._mending[key]
+        if key in self._again and not task.cancelled():
+            self._mend(*key, self._again.pop(key))
 
     async def _reload_until_right(self, namespace: str, name: str, record: Record | None) -> None:
         async for attempt in attempts():
             try:
                 await self._load(namespace, name)
-            except NotFound:
-                self._hub.no_environment(namespace, name)
+            except NotFound as missing:
+                self._hub.no_environment(namespace, name, missing.detail)
                 return
             except Unavailable:
                 continue
@@ -193,14 +240,16 @@ class Follower:
         async for each in self._registry.heads():
             known = self._hub.room(each.namespace, each.environment)
             if known is None and shard_of(each.namespace, each.environment) == shard:
-                await self._load(each.namespace, each.environment)
+                with suppress(NotFound):  # deleted meanwhile
+                    await self._load(each.namespace, each.environment)
 
     async def _load_all(self) -> None:
         gate = asyncio.Semaphore(LOADS_AT_ONCE)
 
         async def load(namespace: str, environment: str) -> None:
             async with gate:
-                await self._load(namespace, environment)
+                with suppress(NotFound):  # deleted meanwhile
+                    await self._load(namespace, environment)
 
         heads = [each async for each in self._registry.heads()]
         try:

@@ -104,7 +104,7 @@ class Hub:
         self._instances: dict[str, Connection] = {}
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
         self._awaited: dict[tuple[str, str], list[Arrival]] = {}
-        self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | None]]] = {}
+        self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | NotFound]]] = {}
         self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -125,7 +125,7 @@ class Hub:
         key = (namespace, environment)
         if (room := self._rooms.get(key)) is not None:
             return room.environment
-        found: asyncio.Future[Environment | None] = asyncio.get_running_loop().create_future()
+        found: asyncio.Future[Environment | NotFound] = asyncio.get_running_loop().create_future()
         self._sought.setdefault(key, []).append(found)
         self.look_for(*key)
         try:
@@ -135,8 +135,8 @@ class Hub:
             raise NotReady(
                 f"whether there is an environment {namespace}/{environment} is not known now", retry_after=1
             ) from None
-        if answer is None:
-            raise NotFound(f"there is no environment {namespace}/{environment}")
+        if isinstance(answer, NotFound):
+            raise answer
         return answer
 
     def environments(self) -> Iterable[Environment]:
@@ -152,18 +152,33 @@ class Hub:
         self._tell_seekers(key, environment)
         self._count()
 
-    def _tell_seekers(self, key: tuple[str, str], found: Environment | None) -> None:
+    def _tell_seekers(self, key: tuple[str, str], found: Environment | NotFound) -> None:
         for each in self._sought.pop(key, ()):
             if not each.done():
                 each.set_result(found)
 
-    def no_environment(self, namespace: str, environment: str) -> None:
-        """The registry does not know it either."""
-        missing = NotFound(f"there is no environment {namespace}/{environment}")
+    def no_environment(self, namespace: str, environment: str, detail: str = "") -> None:
+        """The registry does not know it either, any more perhaps."""
+        missing = NotFound(detail or f"there is no environment {namespace}/{environment}")
+        self.remove_environment(namespace, environment, missing.detail)
         for arrival in self._awaited.pop((namespace, environment), ()):
             told = frames.ErrorFrame(code=missing.code, detail=missing.detail, subscription=arrival.subscriber.id)
             arrival.connection.pipe.send(_encode(told))
-        self._tell_seekers((namespace, environment), None)
+        self._tell_seekers((namespace, environment), missing)
+
+    def remove_environment(self, namespace: str, environment: str, detail: str) -> None:
+        """It is gone: its subscribers are told, and keep what they run on. They ask again when they come back; should it be restored by then, they
+        are served."""
+        room = self._rooms.pop((namespace, environment), None)
+        if room is None:
+            return
+        for members in room.groups.values():
+            for subscriber, connection in members.items():
+                told = frames.ErrorFrame(code=NotFound.code, detail=detail, subscription=subscriber.id)
+                connection.pipe.send(_encode(told))
+                self._report_left(subscriber, "environment deleted")
+        room.environment.close()
+        self._count()
 
     def moved(self, environment: Environment, logged_us: int) -> None:
         """The head is another one: send it to everybody; at once, and what a first slice does not reach in the background."""
@@ -418,6 +433,8 @@ class Hub:
         everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
         pause = self._settings.head_spread_s * SLICE / max(len(everybody), 1)
         for index, (subscriber, connection) in enumerate(everybody):
+            if room.environment.closed:
+                return
             if (
                 subscriber.cursor == room.environment.cursor
                 and not connection.paused_us

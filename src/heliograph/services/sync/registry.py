@@ -43,6 +43,10 @@ class _Config(msgspec.Struct, frozen=True):
     document: str
 
 
+class _Problem(msgspec.Struct, frozen=True):
+    detail: str = ""
+
+
 class State(msgspec.Struct, frozen=True):
     head: Signed
     version: Signed
@@ -98,10 +102,18 @@ class Registry:
         except httpx.HTTPError as error:
             raise Unavailable(f"the registry is not reachable ({type(error).__name__})", retry_after=1) from None
         if answer.status_code == httpx.codes.NOT_FOUND:
-            raise NotFound(f"the registry has no {path}")
+            raise NotFound(_detail(answer) or f"the registry has no {path}")
         if answer.status_code != httpx.codes.OK:
             raise Unavailable(f"the registry answered {answer.status_code}", retry_after=1)
         return answer.content
+
+
+def _detail(answer: httpx.Response) -> str:
+    """The registry's own words, of a problem document."""
+    try:
+        return msgspec.json.decode(answer.content, type=_Problem).detail
+    except msgspec.DecodeError:
+        return ""
 
 
 def _read_configs(lines: list[bytes]) -> dict[str, Entry]:

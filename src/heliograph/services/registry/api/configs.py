@@ -23,7 +23,6 @@ from heliograph.services.registry.patching import read_patch
 
 _PATCHES = takes(ANY_JSON, WRITE_HEADERS, (MERGE_PATCH, JSON_PATCH))
 Part = Literal["document", "schema"]
-At = Annotated[str, Query(max_length=80, description="a version's number or id; the head by default")]
 
 
 class Configs:
@@ -62,7 +61,7 @@ class Configs:
         folder: Annotated[str, Query(max_length=200, description="ends in `/`; empty: the top")] = "",
         cursor: inputs.Cursor = "",
         limit: inputs.Limit = 100,
-        at: At = "",
+        at: inputs.At = "",
     ) -> Response:
         """A folder's configs and folders, by name. Folders below it are one entry each."""
         _, place = await self._context.permitted(request, Action.READ, namespace, environment)
@@ -73,11 +72,11 @@ class Configs:
         after = inputs.cursor_of(entries[-1].name) if len(entries) == limit else None
         return Json(EntryList(entries, after, number, version))
 
-    async def get_document(self, request: Request, namespace: str, environment: str, name: str, at: At = "") -> Response:
+    async def get_document(self, request: Request, namespace: str, environment: str, name: str, at: inputs.At = "") -> Response:
         """The document as its exact canonical text. ETag: the id of the head (what If-Match takes), or of the version asked for."""
         return await self._get(request, namespace, environment, name, at, "document")
 
-    async def get_schema(self, request: Request, namespace: str, environment: str, name: str, at: At = "") -> Response:
+    async def get_schema(self, request: Request, namespace: str, environment: str, name: str, at: inputs.At = "") -> Response:
         """The config's JSON Schema. 404 when it has none."""
         return await self._get(request, namespace, environment, name, at, "schema")
 
@@ -130,7 +129,7 @@ class Configs:
         if not at:
             head = await self._context.store.head(place)
             return head.number, etag_of(head.version)[1:-1], head.root
-        row = await self._context.store.version(place, inputs.which_version(at))
+        row = await self._context.version(place, at)
         return row.number, etag_of(row.id)[1:-1], row.root
 
     async def _write(self, request: Request, namespace: str, environment: str, name: str, part: Part) -> Response:

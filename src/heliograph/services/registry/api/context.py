@@ -12,18 +12,26 @@ from heliograph.access.store import TokenStore
 from heliograph.core import names
 from heliograph.core.errors import Unauthenticated
 from heliograph.core.records import Signed
+from heliograph.core.which import which
 from heliograph.runtime.http import bearer_token
 from heliograph.runtime.postgres import Pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.branch import Branch
 from heliograph.services.registry.commit import Commits
-from heliograph.services.registry.heads import Place
+from heliograph.services.registry.deletion import Deletion
+from heliograph.services.registry.erasure import Erasure
+from heliograph.services.registry.heads import Place, VersionRow
+from heliograph.services.registry.labels import Labels
 from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.lookback import Lookback
+from heliograph.services.registry.past import Past
 from heliograph.services.registry.patching import Patching
 from heliograph.services.registry.promote import Promote
 from heliograph.services.registry.propagations import Propagations
 from heliograph.services.registry.publish import Publish
+from heliograph.services.registry.purge import Forgetting, Purges
 from heliograph.services.registry.reading import Reading
+from heliograph.services.registry.remains import Keeping
 from heliograph.services.registry.rollback import Rollback
 from heliograph.services.registry.store import Store
 from heliograph.services.registry.tokens import TokenDesk
@@ -42,6 +50,14 @@ class Context:
     rollback: Rollback
     reading: Reading
     replay: Replay
+    lookback: Lookback
+    labels: Labels
+    past: Past
+    erasure: Erasure
+    deletion: Deletion
+    purge: Purges
+    forgetting: Forgetting
+    keeping: Keeping
     tokens: TokenStore
     token_desk: TokenDesk
     propagations: Propagations
@@ -59,6 +75,12 @@ class Context:
             raise
         self.metrics.authentications.labels("accepted").inc()
         return found
+
+    async def version(self, place: Place, named: str) -> VersionRow:
+        """The version that is meant by number, id, label or time; empty: the head's. Raises InvalidRequest, NotFound."""
+        if named:
+            return await self.store.version(place, which(named))
+        return await self.store.version(place, (await self.store.head(place)).version)
 
     async def permitted(self, request: Request, action: Action, namespace: str, environment: str) -> tuple[Principal, Place]:
         """Who asks, and about what. Raises Unauthenticated, InvalidName, Forbidden."""

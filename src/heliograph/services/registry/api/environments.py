@@ -28,10 +28,12 @@ from heliograph.services.registry.answers import (
 )
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
-from heliograph.services.registry.api.openapi import IDEMPOTENCY_KEY, WHICH_VERSION, gives, takes
+from heliograph.services.registry.api.deletion import gone_environment, gone_namespace
+from heliograph.services.registry.api.openapi import IDEMPOTENCY_KEY, VERSION, gives, takes
 from heliograph.services.registry.api.writing import answer, order
 from heliograph.services.registry.environments import create_environment, create_namespace
 from heliograph.services.registry.heads import Place
+from heliograph.services.registry.store import AuditRow
 
 _NAME: Final[dict[str, Any]] = {
     "type": "object",
@@ -50,7 +52,7 @@ _ENVIRONMENT: Final[dict[str, Any]] = {
             "type": ["object", "null"],
             "required": ["environment"],
             "additionalProperties": False,
-            "properties": {"environment": {"type": "string", "pattern": f"^{names.SEGMENT}$"}, "version": WHICH_VERSION},
+            "properties": {"environment": {"type": "string", "pattern": f"^{names.SEGMENT}$"}, "version": VERSION},
         },
     },
 }
@@ -90,6 +92,7 @@ class Environments:
         router.get("/namespaces/{namespace}/environments", responses=gives(200, EnvironmentList))(self.environments)
         router.get("/heads/{namespace}/{environment}", responses=gives(200, HeadAnswer) | gives(304, None))(self.head)
         router.get("/audit/{namespace}/{environment}", responses=gives(200, AuditList))(self.audit)
+        router.get("/audit/{namespace}", responses=gives(200, AuditList))(self.audit_of_namespace)
         return router
 
     async def add_namespace(self, request: Request) -> Response:
@@ -100,9 +103,16 @@ class Environments:
         made = await create_namespace(self._context.store, name, principal.id)
         return Json(NamespaceAnswer(name, made), status_code=201)
 
-    async def namespaces(self, request: Request, cursor: inputs.Cursor = "", limit: inputs.Limit = 100) -> Response:
-        """Namespaces by name, as far as the token reaches. A page may be shorter than asked for."""
+    async def namespaces(
+        self, request: Request, cursor: inputs.Cursor = "", limit: inputs.Limit = 100, deleted: inputs.Deleted = False
+    ) -> Response:
+        """Namespaces by name, as far as the token reaches. A page may be shorter than asked for. `deleted`: those that can be restored."""
         principal = await self._context.principal(request)
+        if deleted:
+            allow(principal, Action.ADMIN)
+            gone = await self._context.erasure.gone_namespaces(inputs.keys_of(cursor)[0], limit)
+            after = inputs.cursor_of(gone[-1].name) if len(gone) == limit else None
+            return Json(NamespaceList([gone_namespace(row) for row in gone], after))
         rows = await self._context.store.namespaces(inputs.keys_of(cursor)[0], limit)
         after = inputs.cursor_of(rows[-1][0]) if len(rows) == limit else None
         return Json(NamespaceList([NamespaceAnswer(name, at) for name, at in rows if _reaches(principal, name)], after))
@@ -119,7 +129,8 @@ class Environments:
         allow(principal, Action.CREATE, place.namespace, place.environment)
         if wanted.origin is None:
             asked = order(request, principal, place, body, action="environment.create")
-            return await answer(self._context, request, place, await create_environment(self._context.commits, asked))
+            made = await create_environment(self._context.store, self._context.commits, asked)
+            return await answer(self._context, request, place, made)
         source = Place(place.namespace, names.environment(wanted.origin.environment))
         allow(principal, Action.READ, source.namespace, source.environment)
         at = None if wanted.origin.version is None else inputs.which_version(str(wanted.origin.version))
@@ -127,11 +138,21 @@ class Environments:
         return await answer(self._context, request, place, await self._context.branch(asked, source, at))
 
     async def environments(
-        self, request: Request, namespace: str, cursor: inputs.Cursor = "", limit: inputs.Limit = 100
+        self,
+        request: Request,
+        namespace: str,
+        cursor: inputs.Cursor = "",
+        limit: inputs.Limit = 100,
+        deleted: inputs.Deleted = False,
     ) -> Response:
-        """A namespace's environments by name, as far as the token reaches."""
+        """A namespace's environments by name, as far as the token reaches. `deleted`: those that can be restored, for administrators."""
         principal = await self._context.principal(request)
         owner = names.namespace(namespace)
+        if deleted:
+            allow(principal, Action.ADMIN, owner, None)
+            gone = await self._context.erasure.gone_environments(owner, inputs.keys_of(cursor)[0], limit)
+            after = inputs.cursor_of(gone[-1].name) if len(gone) == limit else None
+            return Json(EnvironmentList([gone_environment(owner, row) for row in gone], after))
         if not _reaches(principal, owner):
             raise Forbidden(f"this {principal.kind} token does not permit read on {owner}")
         rows = await self._context.store.environments(owner, inputs.keys_of(cursor)[0], limit)
@@ -169,19 +190,33 @@ class Environments:
         """Who did what to an environment, newest first. The rows were written by the transactions they describe."""
         _, place = await self._context.permitted(request, Action.ADMIN, namespace, environment)
         rows = await self._context.store.audit_before(place, inputs.number_of(cursor, inputs.MAX_NUMBER), limit)
-        items = [
-            AuditEntry(
-                id=row.id,
-                at=row.at,
-                namespace=row.namespace,
-                environment=row.environment,
-                actor=row.actor,
-                action=row.action,
-                detail=msgspec.json.decode(row.detail),
-            )
-            for row in rows
-        ]
-        return Json(AuditList(items, inputs.cursor_of(str(rows[-1].id)) if len(rows) == limit else None))
+        return Json(_audited(rows, limit))
+
+    async def audit_of_namespace(
+        self, request: Request, namespace: str, cursor: inputs.Cursor = "", limit: inputs.Limit = 100
+    ) -> Response:
+        """Who did what to a namespace itself, newest first: made, deleted, restored, erased it, or purged texts in it."""
+        principal = await self._context.principal(request)
+        owner = names.namespace(namespace)
+        allow(principal, Action.ADMIN, owner, None)
+        before = inputs.number_of(cursor, inputs.MAX_NUMBER)
+        return Json(_audited(await self._context.store.audit_of_namespace_before(owner, before, limit), limit))
+
+
+def _audited(rows: list[AuditRow], limit: int) -> AuditList:
+    items = [
+        AuditEntry(
+            id=row.id,
+            at=row.at,
+            namespace=row.namespace,
+            environment=row.environment,
+            actor=row.actor,
+            action=row.action,
+            detail=msgspec.json.decode(row.detail),
+        )
+        for row in rows
+    ]
+    return AuditList(items, inputs.cursor_of(str(rows[-1].id)) if len(rows) == limit else None)
 
 
 def _named(body: bytes) -> str:

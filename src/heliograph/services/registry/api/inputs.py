@@ -15,21 +15,26 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import Query, Request
 
+from heliograph.core import which as naming
 from heliograph.core.digest import unspell
 from heliograph.core.errors import InvalidRequest
+from heliograph.core.which import MAX_LENGTH, Which, which
 from heliograph.services.registry.changes import message
 
 T = TypeVar("T")
 
 BESIDE_THE_LOOP: Final = 64 * 1024
 """Bytes of body from which on reading it is work for a thread: some milliseconds."""
-MAX_NUMBER: Final = 2**53 - 1
+MAX_NUMBER: Final = naming.MAX_NUMBER
 MAX_KEY: Final = 200
 _KEY: Final = re.compile(r"[\x21-\x7e]+")
 _PREFERENCE: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9-]*)\s*(?:=\s*\"?([^\",;]*)\"?)?\s*")
 
 Limit = Annotated[int, Query(ge=1, le=500, description="items in one page")]
 Cursor = Annotated[str, Query(max_length=600, description="`next` of the page before; opaque")]
+Deleted = Annotated[bool, Query(description="those that were deleted and can be restored, instead")]
+NAMED: Final = "a number, an id, `label:release-7`, or a time as in 2026-11-01T12:00:00Z: what was the head then"
+At = Annotated[str, Query(max_length=MAX_LENGTH, description=f"which version: {NAMED}; the head by default")]
 
 
 async def read(body: bytes, work: Callable[[bytes], T]) -> T:
@@ -37,14 +42,9 @@ async def read(body: bytes, work: Callable[[bytes], T]) -> T:
     return await asyncio.to_thread(work, body) if len(body) > BESIDE_THE_LOOP else work(body)
 
 
-def which_version(text: str) -> int | bytes:
-    """A number, or an id."""
-    if text.isascii() and text.isdigit() and len(text) <= 16 and 1 <= int(text) <= MAX_NUMBER:
-        return int(text)
-    try:
-        return unspell(text)
-    except ValueError:
-        raise InvalidRequest("a version is named by its number or its id (sha256:…)") from None
+def which_version(text: str) -> Which:
+    """A number, an id, a label or a time."""
+    return which(text)
 
 
 def if_match(request: Request) -> bytes | None:

@@ -15,11 +15,13 @@ from fastapi.openapi.utils import get_openapi
 
 from heliograph import __version__
 from heliograph.core import names
-from heliograph.services.registry import answers
+from heliograph.core.which import PREFIX, TIME
+from heliograph.services.registry import answers, erasing_answers, history_answers
 
 ANY_JSON: Final = "any"
 """A body that is any JSON: a document, a schema."""
 NDJSON: Final = "ndjson"
+_ANSWERS: Final = (answers, history_answers, erasing_answers)
 _REF: Final = "#/components/schemas/{name}"
 
 Shape = type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | str | None
@@ -81,7 +83,12 @@ def _schema(shape: Shape) -> dict[str, Any]:
 def document(app: FastAPI) -> dict[str, Any]:
     """The whole document. Every problem is one shape, said once for each route as its default answer."""
     made = get_openapi(title="Heliograph registry", version=__version__, routes=app.routes, description=_ABOUT)
-    own = [each for each in vars(answers).values() if isinstance(each, type) and each.__module__ == answers.__name__]
+    own = [
+        each
+        for module in _ANSWERS
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__module__ == module.__name__
+    ]
     _, components = msgspec.json.schema_components(own, ref_template=_REF)
     bearer = {"type": "http", "scheme": "bearer", "description": "a token: hel_…"}
     made["components"] = {"schemas": dict(sorted(components.items())), "securitySchemes": {"token": bearer}}
@@ -99,11 +106,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     return made
 
 
-VERSION_NAME: Final = r"^([1-9][0-9]{0,15}|sha256:[0-9a-f]{64})$"
-WHICH_VERSION: Final[dict[str, Any]] = {
-    "description": "number or id",
+VERSION_NAME: Final = rf"^([1-9][0-9]{{0,15}}|sha256:[0-9a-f]{{64}}|{PREFIX}{names.SEGMENT}|{TIME})$"
+VERSION: Final[dict[str, Any]] = {
+    "description": "number, id, label:release-7, or a time as in 2026-11-01T12:00:00Z: what was the head then",
     "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": VERSION_NAME}],
 }
+LABEL_MATCH: Final = _parameter("If-Match", 'the version id that the label must name: "sha256:…"; otherwise 412')
 CONFIG_NAME: Final = {
     "pattern": rf"^{names.SEGMENT}(/{names.SEGMENT}){{0,{names.MAX_SEGMENTS - 1}}}$",
     "maxLength": names.MAX_CONFIG_NAME,
@@ -111,6 +119,7 @@ CONFIG_NAME: Final = {
 _GRAMMAR: Final[dict[str, dict[str, Any]]] = {
     "namespace": {"pattern": f"^{names.SEGMENT}$"},
     "environment": {"pattern": f"^{names.SEGMENT}$"},
+    "label": {"pattern": f"^{names.SEGMENT}$"},
     "name": CONFIG_NAME,
     "which": {"pattern": VERSION_NAME},
 }

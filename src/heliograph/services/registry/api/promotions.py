@@ -12,7 +12,7 @@ from heliograph.runtime.http import Json
 from heliograph.services.registry.answers import PromotionAnswer, VersionAnswer
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
-from heliograph.services.registry.api.openapi import CONFIG_NAME, WHICH_VERSION, WRITE_HEADERS, gives, takes
+from heliograph.services.registry.api.openapi import CONFIG_NAME, VERSION, WRITE_HEADERS, gives, takes
 from heliograph.services.registry.api.writing import answer, order
 from heliograph.services.registry.promotion import MAX_SELECTORS, read_promotion
 
@@ -22,7 +22,7 @@ _PROMOTION: Final[dict[str, Any]] = {
     "additionalProperties": False,
     "properties": {
         "from": {"description": "the source environment", "type": "string", "pattern": f"^{names.SEGMENT}$"},
-        "version": {**WHICH_VERSION, "description": "of the source, by number or id; its head by default"},
+        "version": {**VERSION, "description": "of the source: number, id, label:release-7, or a time; its head by default"},
         "change": {
             "description": "only what this one version of the source changed, by its number: a cherry-pick",
             "type": ["integer", "null"],

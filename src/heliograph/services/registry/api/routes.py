@@ -8,15 +8,32 @@ from fastapi import FastAPI
 
 from heliograph.services.registry.api.configs import Configs
 from heliograph.services.registry.api.context import Context
+from heliograph.services.registry.api.deletion import Deletion
 from heliograph.services.registry.api.environments import Environments
 from heliograph.services.registry.api.internal import Internal
+from heliograph.services.registry.api.labels import Labels
 from heliograph.services.registry.api.letters import Letters
+from heliograph.services.registry.api.past import Past
 from heliograph.services.registry.api.promotions import Promotions
 from heliograph.services.registry.api.public import Public
+from heliograph.services.registry.api.purges import Purges
 from heliograph.services.registry.api.tokens import Tokens
 from heliograph.services.registry.api.versions import Versions
 
-SUBJECTS = (Public, Environments, Configs, Versions, Promotions, Tokens, Letters, Internal)
+SUBJECTS = (
+    Public,
+    Environments,
+    Deletion,
+    Configs,
+    Versions,
+    Promotions,
+    Labels,
+    Past,
+    Purges,
+    Tokens,
+    Letters,
+    Internal,
+)
 
 
 def add_routes(app: FastAPI, context: Context) -> None:

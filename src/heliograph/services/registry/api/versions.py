@@ -13,15 +13,16 @@ from heliograph.access.permissions import Action, allow
 from heliograph.core import names
 from heliograph.core.digest import spell
 from heliograph.core.errors import InvalidRequest
+from heliograph.core.which import MAX_LENGTH
 from heliograph.runtime.http import Json
 from heliograph.services.registry import answers
 from heliograph.services.registry.answers import DiffAnswer, DiffEnd, VersionAnswer, VersionList
 from heliograph.services.registry.api import inputs
 from heliograph.services.registry.api.context import Context
-from heliograph.services.registry.api.openapi import CONFIG_NAME, NDJSON, VERSION_NAME, WRITE_HEADERS, gives, takes
+from heliograph.services.registry.api.openapi import CONFIG_NAME, NDJSON, VERSION, WRITE_HEADERS, gives, takes
 from heliograph.services.registry.api.writing import answer, order
 from heliograph.services.registry.changes import MAX_CHANGES, message, read_many
-from heliograph.services.registry.heads import Place, VersionRow
+from heliograph.services.registry.heads import Place
 
 HISTORY_PAGE: Final = 500
 _CHANGES: Final[dict[str, Any]] = {
@@ -57,10 +58,7 @@ _ROLLBACK: Final[dict[str, Any]] = {
     "required": ["to"],
     "additionalProperties": False,
     "properties": {
-        "to": {
-            "description": "number or id",
-            "anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": VERSION_NAME}],
-        },
+        "to": VERSION,
         "message": {"type": ["string", "null"], "maxLength": 1000},
     },
 }
@@ -107,7 +105,7 @@ class Versions:
         try:
             wanted = msgspec.json.decode(body, type=_Rollback)
         except msgspec.DecodeError as error:
-            raise InvalidRequest(f'expected {{"to": number or id, "message"?}}: {error}') from None
+            raise InvalidRequest(f'expected {{"to": which version, "message"?}}: {error}') from None
         asked = order(request, principal, place, body, action="version.rollback", message=message(wanted.message))
         to = inputs.which_version(str(wanted.to))
         return await answer(self._context, request, place, await self._context.rollback(asked, to))
@@ -119,15 +117,18 @@ class Versions:
         _, place = await self._context.permitted(request, Action.READ, namespace, environment)
         head = await self._context.store.head(place)
         rows = await self._context.store.versions_before(place, inputs.number_of(cursor, inputs.MAX_NUMBER), limit)
-        items = [answers.of_row(row, head, with_envelope=False) for row in rows]
+        labels = await self._context.lookback.labels_of(place, [row.number for row in rows])
+        items = [answers.of_row(row, head, with_envelope=False, labels=labels.get(row.number)) for row in rows]
         after = inputs.cursor_of(str(rows[-1].number)) if rows and rows[-1].number > 1 else None
         return Json(VersionList(items, after))
 
     async def one(self, request: Request, namespace: str, environment: str, which: str) -> Response:
-        """One version, by number or id, with its signed record; the head's version also with the signed head."""
+        """One version, by number, id, label or time, with its signed record; the head's version also with the signed head."""
         _, place = await self._context.permitted(request, Action.READ, namespace, environment)
         row = await self._context.store.version(place, inputs.which_version(which))
-        return Json(answers.of_row(row, await self._context.store.head(place)), headers={"ETag": f'"{spell(row.id)}"'})
+        head = await self._context.store.head(place)
+        labels = await self._context.lookback.labels_of(place, [row.number])
+        return Json(answers.of_row(row, head, labels=labels.get(row.number)), headers={"ETag": f'"{spell(row.id)}"'})
 
     async def diff(
         self,
@@ -135,9 +136,14 @@ class Versions:
         namespace: str,
         environment: str,
         from_: Annotated[
-            str, Query(alias="from", max_length=80, description="number or id; by default the version before `to`")
+            str,
+            Query(
+                alias="from",
+                max_length=MAX_LENGTH,
+                description=f"which version: {inputs.NAMED}; by default the one before `to`",
+            ),
         ] = "",
-        to: Annotated[str, Query(max_length=80, description="number or id; the head by default")] = "",
+        to: inputs.At = "",
         from_environment: Annotated[
             str,
             Query(max_length=63, description="compare with this environment: `from` is a version of it, by default its head"),
@@ -148,13 +154,13 @@ class Versions:
         """What differs between two versions, of one environment or of two, config by config, as RFC 6902 operations. A later page needs the same
         `from` and `to`."""
         principal, place = await self._context.permitted(request, Action.READ, namespace, environment)
-        new = await self._version(place, to)
+        new = await self._context.version(place, to)
         if from_environment:
             other = Place(place.namespace, names.environment(from_environment))
             allow(principal, Action.READ, other.namespace, other.environment)
-            old = await self._version(other, from_)
+            old = await self._context.version(other, from_)
         else:
-            old = await self._context.store.version(place, inputs.which_version(from_) if from_ else max(1, new.number - 1))
+            old = await self._context.version(place, from_ or str(max(1, new.number - 1)))
         items = await self._context.reading.differences(place, old, new, inputs.keys_of(cursor)[0], limit)
         after = inputs.cursor_of(items[-1].name) if len(items) == limit else None
         ends = (DiffEnd(each.number, spell(each.id)) for each in (old, new))
@@ -175,8 +181,3 @@ class Versions:
         while page := await self._context.store.records_after(place, after, HISTORY_PAGE):
             yield b"".join(msgspec.json.encode(record) + b"\n" for _, record in page)
             after = page[-1][0]
-
-    async def _version(self, place: Place, which: str) -> VersionRow:
-        if which:
-            return await self._context.store.version(place, inputs.which_version(which))
-        return await self._context.store.version(place, (await self._context.store.head(place)).version)
