@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from heliograph.services.registry.jsondiff import same
+from heliograph.core.jsondiff import same
 from hypothesis import given
 from hypothesis import strategies as st
 
