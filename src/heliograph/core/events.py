@@ -52,10 +52,21 @@ class VersionEvent(Event, frozen=True, kw_only=True, tag="version"):
     partial: bool = False
 
 
+class Replay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Dead letters that this event tells again, by id. ``push``: instances refuse the version; send them the state anew."""
+
+    letters: tuple[int, ...]
+    push: bool = False
+
+
 class HeadEvent(Event, frozen=True, kw_only=True, tag="head"):
+    """``trace``, ``replay``: of an operator who had it told again; whatever that makes clients say carries the trace."""
+
     namespace: str
     environment: str
     head: Signed
+    trace: str | None = None
+    replay: Replay | None = None
 
 
 class RevokedEvent(Event, frozen=True, kw_only=True, tag="revoked"):

@@ -190,7 +190,12 @@ class TokenList(msgspec.Struct, frozen=True):
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter. ``event`` only when one is read: what could not be handled, without documents."""
+    """A dead letter. ``attempts``: how often it was tried in all; ``replays``: how often an operator had it told again.
+
+    ``state``: waiting; replaying (its consumer has it in hand); replayed (told again, and not refused since); discarded (``note`` says why).
+    ``instances``: of a rejected version, how many refuse it for this reason; ``sample`` names some of them. ``event`` only when one is read: what
+    could not be handled, without its documents unless they were asked for.
+    """
 
     id: int
     stream: str
@@ -198,17 +203,50 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     shard: int | None
     position: int | None
     key: str
+    namespace: str | None
+    environment: str | None
+    number: int | None
+    version: str | None
     reason: str
     attempts: int
+    replays: int
+    instances: int
+    sample: list[str]
     trace: str | None
     created_at: datetime
-    state: Literal["waiting", "replayed", "discarded"]
+    failed_at: datetime
+    state: Literal["waiting", "replaying", "replayed", "discarded"]
+    settled_at: datetime | None
+    settled_by: str | None
+    note: str | None
     event: dict[str, Any] | Left = msgspec.UNSET
 
 
 class LetterList(msgspec.Struct, frozen=True):
     items: list[Letter]
     next: str | None
+
+
+class LetterFailure(msgspec.Struct, frozen=True):
+    """A letter that could not be told again now; it waits on."""
+
+    id: int
+    code: str
+    detail: str
+
+
+class LettersSettled(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of many letters. ``matched``: how many waiting letters the request meant, from ``after`` on; ``skipped``: no longer waiting.
+
+    ``next``: give it as ``after`` to go on; null when that was all.
+    """
+
+    dry_run: bool
+    matched: int
+    done: list[int]
+    skipped: list[int]
+    failed: list[LetterFailure]
+    next: int | None
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):

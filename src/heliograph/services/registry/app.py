@@ -21,7 +21,7 @@ from heliograph.services.registry.api.context import Context
 from heliograph.services.registry.api.routes import add_routes
 from heliograph.services.registry.changes import MAX_VERSION_BODY
 from heliograph.services.registry.commit import Commits, Signers
-from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.letters import Letters
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.propagations import Propagations
 from heliograph.services.registry.publish import Publish
@@ -104,7 +104,7 @@ def wire(
         publish=Publish(commits, objects, validation, three_way, metrics),
         rollback=Rollback(commits, store, objects, three_way),
         reading=Reading(store, objects),
-        replay=Replay(pool, store, renewal, bell),
+        letters=Letters(pool, store, renewal, bell, metrics),
         tokens=tokens,
         token_desk=TokenDesk(store, tokens, bell),
         propagations=propagations,
@@ -113,7 +113,7 @@ def wire(
         endpoints=_endpoints(settings),
         wait_max_s=settings.wait_max_s,
     )
-    return Upkeep(settings, store, renewal, metrics), context
+    return Upkeep(settings, pool, store, renewal, metrics), context
 
 
 async def _keys(settings: RegistrySettings, store: Store) -> LocalKeys:

@@ -98,9 +98,6 @@ select id, at, namespace, environment, actor, action, detail::text as detail fro
 -- name: append_event
 select o_position from eventlog.append_event($1, $2, $3, $4);
 
--- name: settle_letter
-update eventlog.dead_letter set state = $2, settled_at = now(), settled_by = $3 where id = $1 and state = 'waiting';
-
 -- name: history_exists
 select exists (select from registry.head);
 

@@ -278,11 +278,6 @@ class Store:
     async def append_event(connection: Connection, shard: int, key: str, body: bytes, trace: str | None) -> None:
         await connection.execute(SQL["append_event"], shard, key, body, trace)
 
-    @staticmethod
-    async def settle_letter(connection: Connection, number: int, state: str, by: str) -> bool:
-        """False: somebody settled it before."""
-        return (await connection.execute(SQL["settle_letter"], number, state, by)).endswith(" 1")
-
     async def keep_partitions(self, *, days_ahead: int, keep_days: int, relayed: bool) -> int:
         """Makes the log's next days and drops old ones; how many were dropped."""
         await self._row("make_partitions", days_ahead)

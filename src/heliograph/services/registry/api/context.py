@@ -17,7 +17,7 @@ from heliograph.runtime.postgres import Pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.commit import Commits
 from heliograph.services.registry.heads import Place
-from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.letters import Letters
 from heliograph.services.registry.propagations import Propagations
 from heliograph.services.registry.publish import Publish
 from heliograph.services.registry.reading import Reading
@@ -35,7 +35,7 @@ class Context:
     publish: Publish
     rollback: Rollback
     reading: Reading
-    replay: Replay
+    letters: Letters
     tokens: TokenStore
     token_desk: TokenDesk
     propagations: Propagations
