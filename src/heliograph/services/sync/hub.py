@@ -36,6 +36,8 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 SLICE: Final = 500
+PUSH_SLICE: Final = 50
+"""Snapshots sent again between two turns of the loop: they are larger than deltas."""
 ALIVE_S: Final = 2.0
 TICK_S: Final = 0.5
 FIND_S: Final = 5.0
@@ -169,6 +171,10 @@ class Hub:
     def renewed(self, environment: Environment) -> None:
         """The head was signed again: spread it over a minute."""
         self._spawn(self._spread_head(self._rooms[environment.namespace, environment.environment]))
+
+    def push_again(self, environment: Environment, trace: str | None) -> None:
+        """An operator has the head told again to those who are not known to run it: in the background, each answers at once."""
+        self._spawn(self._push_again(self._rooms[environment.namespace, environment.environment], trace))
 
     def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool:
         room = self.room(namespace, environment)
@@ -385,6 +391,23 @@ class Hub:
                     await asyncio.sleep(0)
             self._metrics.frames_sent.labels("state").inc(len(members))
         return sent
+
+    async def _push_again(self, room: Room, trace: str | None) -> None:
+        everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
+        made: dict[tuple[Group, Cursor | None, Cursor], list[bytes]] = {}
+        for index, (subscriber, connection) in enumerate(everybody):
+            if index % PUSH_SLICE == PUSH_SLICE - 1:
+                await asyncio.sleep(0)
+            head = room.environment.cursor
+            if subscriber.runs == head or connection.paused_us or connection.session not in self._connections:
+                continue
+            key = ((subscriber.view, subscriber.id), subscriber.runs, head)
+            if key not in made:
+                made[key] = room.environment.pushed_again(subscriber.id, subscriber.view, subscriber.runs, trace)
+            subscriber.cursor = head
+            for part in made[key]:
+                connection.pipe.send(part)
+            self._metrics.resyncs.labels("replay").inc()
 
     async def _spread_head(self, room: Room) -> None:
         everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]

@@ -33,7 +33,7 @@ _decode = msgspec.json.Decoder(frames.FromClient).decode
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One subscription of one session. ``cursor``: the head it was last sent, or claims to have; None: nothing."""
+    """One subscription of one session. ``cursor``: the head it was last sent, or claims to have; None: nothing. ``runs``: what it said it runs."""
 
     session: Session
     id: int
@@ -41,6 +41,11 @@ class Subscriber:
     environment: str
     view: View
     cursor: Cursor | None
+    runs: Cursor | None = None
+
+    def answered(self, receipt: frames.Receipt) -> None:
+        if receipt.state in ("applied", "unaffected") and (self.runs is None or receipt.number > self.runs.number):
+            self.runs = Cursor(receipt.epoch, receipt.number, receipt.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +168,7 @@ class Session:
         allow(self.principal, Action.CONNECT, namespace, environment)
         if wanted.have is not None:
             _check_cursor(wanted.have)
-        return Subscriber(self, wanted.id, namespace, environment, names.view(wanted.view), wanted.have)
+        return Subscriber(self, wanted.id, namespace, environment, names.view(wanted.view), wanted.have, wanted.have)
 
     def _subscriber(self, number: int) -> Subscriber:
         if (found := self.subscribers.get(number)) is None:
@@ -171,7 +176,10 @@ class Session:
         return found
 
     def _answered(self, receipt: frames.Receipt, now_us: int) -> Effect:
-        return Answered(received(receipt, self._subscriber(receipt.subscription), self.history, now_us), receipt.seq)
+        subscriber = self._subscriber(receipt.subscription)
+        stored = received(receipt, subscriber, self.history, now_us)
+        subscriber.answered(receipt)
+        return Answered(stored, receipt.seq)
 
     def _alive(self, heartbeat: frames.Heartbeat, now_us: int) -> list[Effect]:
         effects: list[Effect] = [Send(frames.HeartbeatAck(echo_us=heartbeat.sent_at_us, received_at_us=now_us))]
