@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import asyncpg
 import msgspec
@@ -26,6 +26,11 @@ from heliograph.services.ledger.statements import SQL
 
 UNREADABLE: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 """What PostgreSQL raises because of what a row says, not because of how the server is."""
+
+Aside = Literal["new", "again", "known"]
+MAX_GROUPS: Final = 20  # letters of one version: clients that put something of their own into each reason do not make thousands
+MAX_SAMPLE: Final = 20  # instances named in one letter
+NO_REASON: Final = "rejected without a reason"
 
 _CHUNK: Final = 1000  # rows fetched at once where there may be very many
 
@@ -129,9 +134,29 @@ class Writer:
     async def audit_failed(self, version: str, due_us: int) -> None:
         await self._run("audit_failed", version, due_us)
 
-    async def audit_dead(self, audit: Audit, reason: str) -> None:
-        """Sets the delivery aside for an operator."""
-        await self._run("audit_dead", audit.version, msgspec.json.encode(audit.report), reason, audit.trace)
+    async def audit_dead(self, audit: Audit, reason: str) -> bool:
+        """Sets the delivery aside for an operator. Whether that had been done before, and its replay is what failed."""
+        values = (audit.version, msgspec.json.encode(audit.report), reason, audit.trace)
+        return bool(await self._connection.fetchval(SQL["audit_dead"], *values))
+
+    async def audit_again(self, version: str, due_us: int) -> str | None:
+        """The report is to be posted after all. What it was until now: dead, pending, posted; None: it is not kept any more."""
+        return cast("str | None", await self._connection.fetchval(SQL["audit_again"], version, due_us))
+
+    async def set_rejections_aside(self, batch: Batch) -> list[Aside]:
+        """Groups what instances refuse into dead letters: one for each (version, reason), at most `MAX_GROUPS` of a version."""
+        found: dict[tuple[str, str], Received] = {}
+        for event, answer in batch.answers.values():
+            if answer.state == "rejected":
+                found[event.version, answer.reason or NO_REASON] = event
+        return [await self._set_rejection_aside(event, reason) for (_, reason), event in found.items()]
+
+    async def _set_rejection_aside(self, event: Received, reason: str) -> Aside:
+        values = (event.namespace, event.environment, event.number, event.version, reason, event.received_at_us, event.trace)
+        outcome = await self._connection.fetchval(
+            SQL["set_rejection_aside"], *values, msgspec.json.encode(event), MAX_GROUPS, MAX_SAMPLE
+        )
+        return cast("Aside", outcome)
 
     async def prepare_days(self, days: int) -> None:
         await self._run("prepare_days", days)

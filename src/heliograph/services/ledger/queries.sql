@@ -168,18 +168,38 @@ select version, namespace, environment, report, audit_attempts, trace
   from ledger.version where audit = 'pending' and audit_due_us <= $1 order by audit_due_us limit $2;
 
 -- name: audit_posted
-update ledger.version set audit = 'posted' where version = $1;
+-- And its dead letter, if an operator had it told again, is told.
+with posted as (update ledger.version set audit = 'posted' where version = $1 returning version)
+update eventlog.dead_letter d set state = 'replayed', settled_at = now()
+  from posted where d.consumer = 'ledger' and d.stream = 'deliveries' and d.key = posted.version and d.state = 'replaying';
 
 -- name: audit_failed
 update ledger.version set audit_attempts = audit_attempts + 1, audit_due_us = $2 where version = $1;
 
 -- name: audit_dead
+-- One letter for each report: an operator's replay that fails is the same letter again. Answers whether it was one.
 with dead as (
     update ledger.version set audit = 'dead', audit_attempts = audit_attempts + 1 where version = $1 and audit = 'pending'
-    returning version, audit_attempts
+    returning version, namespace, environment, number, audit_attempts
+), again as (
+    update eventlog.dead_letter d
+       set state = 'waiting', reason = $3, attempts = d.attempts + dead.audit_attempts, failed_at = now(), settled_at = null, settled_by = null
+      from dead where d.consumer = 'ledger' and d.stream = 'deliveries' and d.key = dead.version and d.state = 'replaying'
+    returning d.id
+), fresh as (
+    insert into eventlog.dead_letter (stream, consumer, key, body, reason, attempts, trace, namespace, environment, number, version)
+    select 'deliveries', 'ledger', version, $2, $3, audit_attempts, $4, namespace, environment, number, version from dead
+     where not exists (select from again)
 )
-insert into eventlog.dead_letter (stream, consumer, key, body, reason, attempts, trace)
-select 'deliveries', 'ledger', version, $2, $3, audit_attempts, $4 from dead;
+select exists (select from again);
+
+-- name: audit_again
+-- What it was: dead (and is pending now), pending, posted; no row when the report is not kept any more.
+with again as (update ledger.version set audit = 'pending', audit_attempts = 0, audit_due_us = $2 where version = $1 and audit = 'dead')
+select audit from ledger.version where version = $1 and audit is not null;
+
+-- name: set_rejection_aside
+select ledger.set_rejection_aside($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: version_at
 -- Of the latest epoch when several share the number.
