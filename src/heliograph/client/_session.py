@@ -356,9 +356,11 @@ class Session:
         return GAP_RESYNCS if gap and isinstance(refusal, Forked) else 0
 
     def _answer_refused(self, channel: Channel, alarm: Alarm, frame: StateFrame, now: Moment) -> None:
-        """Once for a version in a row, and never of one that ran here: a replayed version was not rejected when it came."""
+        """Once for a version in a row, or when somebody waits for the answer; never of one that ran here: a replayed version was not rejected when
+        it came."""
         claimed = alarm.claimed
-        if claimed is not None and claimed != channel.refused and claimed.version not in channel.ran:
+        repeated = claimed == channel.refused and frame.answer != "now"
+        if claimed is not None and not repeated and claimed.version not in channel.ran:
             channel.refused = claimed
             self.receipts.shown(channel.id, claimed)
             self._answer(channel, claimed, "rejected", f"{alarm.code}: {alarm.detail}", frame, now, verified=False)
@@ -367,11 +369,12 @@ class Session:
         rejection = Rejection(cursor=cursor, reason=reason)
         channel.resync.answered()
         channel.unsure = True
-        if channel.rejection == rejection:
+        repeated = channel.rejection == rejection
+        if repeated and frame.answer != "now":
             return []
         channel.rejection = rejection
         self._answer(channel, cursor, "rejected", reason, frame, now)
-        return [Rejected(channel, rejection)]
+        return [] if repeated else [Rejected(channel, rejection)]
 
     def _answer(
         self,
