@@ -192,8 +192,8 @@ def test_create_namespaces_and_environments(shell: Shell, place: str) -> None:
 
 
 @contextmanager
-def instance(shell: Shell, place: str, answers: str | None) -> Iterator[None]:
-    """A client that speaks the protocol by hand and answers every version with one state, or never."""
+def instance(shell: Shell, place: str, *answers: str | None) -> Iterator[None]:
+    """A client that speaks the protocol by hand and answers with these states, one after the other and then always the last; or never."""
     namespace, environment = place.split("/")
     token = shell.json("token", "create", "client", "by hand", "--scope", place)["token"]
     endpoints = httpx.get(f"{shell.stack.url}/v1/endpoints", trust_env=False).json()
@@ -217,14 +217,16 @@ def instance(shell: Shell, place: str, answers: str | None) -> Iterator[None]:
         answering.join()
 
 
-def _answer(socket: Any, state: str | None) -> None:
+def _answer(socket: Any, states: tuple[str | None, ...]) -> None:
     seq = 0
     for text in socket:
         frame = json.loads(text)
-        if state and frame["type"] in ("delta", "advance"):
+        state = states[min(seq, len(states) - 1)]
+        if state and frame["type"] in ("delta", "advance", "snapshot"):
             head = json.loads(frame["head"]["payload"])
             seq += 1
             receipt = {"type": "receipt", "seq": seq, "subscription": 1, "state": state, "reason": "not today"}
+            receipt["trace"] = frame.get("trace")
             socket.send(json.dumps(receipt | {key: head[key] for key in ("epoch", "number", "version")}))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from heliograph import __version__
-from heliograph.cli import looking, proving, running, tokens, writing
+from heliograph.cli import letters, looking, proving, running, tokens, writing
 from heliograph.cli.session import Session, spoken
 
 app = typer.Typer(
@@ -81,3 +81,10 @@ token.command("create")(spoken(tokens.create))
 token.command("list")(spoken(tokens.list_))
 token.command("revoke")(spoken(tokens.revoke))
 app.add_typer(token, name="token", rich_help_panel=CHANGE)
+
+dead_letters = typer.Typer(help="List, show, replay and discard what could not be handled.", no_args_is_help=True)
+dead_letters.command("list")(spoken(letters.list_))
+dead_letters.command("show")(spoken(letters.show_letter))
+dead_letters.command("replay")(spoken(letters.replay))
+dead_letters.command("discard")(spoken(letters.discard))
+app.add_typer(dead_letters, name="dead-letters", rich_help_panel=RUN)
