@@ -79,7 +79,10 @@ FromRegistry = VersionEvent | HeadEvent | RevokedEvent
 
 
 class Subscribed(Event, frozen=True, kw_only=True, tag="subscribed"):
-    """An instance's subscription is live on a node. ``connection`` is unique for ever."""
+    """An instance's subscription is live on a node. ``connection`` is unique for ever.
+
+    ``declares``: config -> text of the JSON Schema that the application reads it as. Told again, under the same connection, when that changes.
+    """
 
     namespace: str
     environment: str
@@ -94,6 +97,7 @@ class Subscribed(Event, frozen=True, kw_only=True, tag="subscribed"):
     fingerprint: Fingerprint
     have: Cursor | None
     at_us: int
+    declares: dict[str, str] | None = None
 
 
 class Unsubscribed(Event, frozen=True, kw_only=True, tag="unsubscribed"):

@@ -29,7 +29,18 @@ from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.receipts import Outbox
-from heliograph.services.sync.session import Answered, Close, Effect, Opened, Renewed, Reset, Send, Session, Subscriber
+from heliograph.services.sync.session import (
+    Answered,
+    Close,
+    Declared,
+    Effect,
+    Opened,
+    Renewed,
+    Reset,
+    Send,
+    Session,
+    Subscriber,
+)
 from heliograph.services.sync.settings import SyncSettings
 from heliograph.telemetry.metrics import Metrics
 
@@ -253,6 +264,10 @@ class Hub:
                 self._store(connection, receipt, seq)
             case Reset(subscriber, have, cause):
                 self._reset(connection, subscriber, have, cause)
+            case Declared(subscribers):
+                for subscriber in subscribers:
+                    if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
+                        self._report_joined(subscriber)
             case Opened(hello, subscribers):
                 self._open(connection, hello, subscribers)
             case Renewed(token):
@@ -273,7 +288,7 @@ class Hub:
 
     def _join(self, room: Room, arrival: Arrival) -> None:
         room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
-        self._report_joined(arrival.subscriber, arrival.hello)
+        self._report_joined(arrival.subscriber)
         self._catch_up(arrival.connection, arrival.subscriber, first=True)
 
     def may_speak_for(self, instance: str, token: str, incarnation: int) -> bool:
@@ -424,8 +439,11 @@ class Hub:
 
     # --- reports ---
 
-    def _report_joined(self, subscriber: Subscriber, hello: frames.Hello) -> None:
+    def _report_joined(self, subscriber: Subscriber) -> None:
+        """Also once more, when what it declares has changed."""
         session = subscriber.session
+        declares, subscriber.declares = subscriber.declares, None
+        assert session.fingerprint, "nothing is known of a session before its hello"
         self._outbox.put(
             Subscribed(
                 namespace=subscriber.namespace,
@@ -438,9 +456,10 @@ class Hub:
                 node=self.node,
                 region=self._settings.region,
                 token=session.principal.id,
-                fingerprint=hello.fingerprint,
+                fingerprint=session.fingerprint,
                 have=subscriber.cursor,
                 at_us=now_us(),
+                declares=declares,
             ),
             session.instance,
         )
