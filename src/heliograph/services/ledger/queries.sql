@@ -23,6 +23,32 @@ select connection, subscription, namespace, environment, instance, incarnation, 
             runs_epoch, runs_number, runs_version)
 on conflict (connection, subscription) do nothing;
 
+-- name: keep_schemas
+-- Touched again after an hour only: thousands of instances declare the same few texts.
+insert into ledger.declared_schema as known (digest, body) select * from unnest($1::text[], $2::text[])
+on conflict (digest) do update set seen_at = now() where known.seen_at < now() - interval '1 hour';
+
+-- name: note_declared
+update ledger.subscription s set declares = d.declares::jsonb
+  from unnest($1::text[], $2::bigint[], $3::text[]) as d(connection, subscription, declares)
+ where s.connection = d.connection and s.subscription = d.subscription;
+
+-- name: declared
+-- What live subscriptions of an environment declare for these configs: each schema once, with who declares it.
+select c.config, d.body as schema, count(distinct s.instance) as instances,
+       (array_agg(distinct s.instance order by s.instance))[1:$5] as sample,
+       (array_agg(distinct s.fingerprint ->> 'app'))[1:$5] as apps
+  from unnest($3::text[]) as c(config)
+  join ledger.subscription s on s.namespace = $1 and s.environment = $2 and s.until_us is null and s.declares <> '{}'
+   and s.declares ? c.config
+  left join ledger.node n using (node)
+  join ledger.declared_schema d on d.digest = s.declares ->> c.config
+ where not coalesce(n.lost, false)
+ group by c.config, d.digest, d.body order by c.config, instances desc, d.digest limit $4;
+
+-- name: forget_schemas
+select ledger.forget_schemas(to_timestamp($1::bigint / 1e6));
+
 -- name: end_replaced
 -- An instance has one live connection per environment: the newest ends the older ones at the moment it came.
 update ledger.subscription older
