@@ -14,6 +14,7 @@
     │   ├── StaleBase           the head is not the one the author looked at
     │   ├── AlreadyExists
     │   ├── IdempotencyKeyReused
+    │   ├── Incompatible        it would break somebody, and the environment's policy is to refuse that
     │   └── Contended           gave up after bounded retries; nothing was changed
     ├── Denied
     │   ├── Unauthenticated
@@ -139,6 +140,17 @@ class AlreadyExists(Conflict):
 class IdempotencyKeyReused(Conflict):
     code = "idempotency-key-reused"
     title = "The idempotency key was used for another request"
+
+
+class Incompatible(Conflict):
+    """``more``: for programs, what would break."""
+
+    code = "incompatible"
+    title = "It would break somebody"
+
+    def __init__(self, detail: str = "", *, more: dict[str, object] | None = None) -> None:
+        super().__init__(detail)
+        self.more = more or {}
 
 
 class Contended(Conflict):

@@ -45,11 +45,56 @@ class Waited(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
+class ProblemFault(msgspec.Struct, frozen=True):
+    pointer: str
+    rule: str
+    message: str
+    schema_pointer: str
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an environment does when a change would break somebody: nothing, say so, or refuse it."""
+
+    compatibility: Literal["off", "warn", "refuse"]
+
+
+class BrokenValue(msgspec.Struct, frozen=True):
+    """A config whose value does not fit the schema. Faults never hold a value."""
+
+    environment: str
+    config: str
+    faults: list[ProblemFault]
+
+
+class BrokenInstances(msgspec.Struct, frozen=True):
+    """Connected instances that declare a type which the new document does not fit; ``sample`` and ``apps`` name some of them."""
+
+    config: str
+    instances: int
+    sample: list[str]
+    apps: list[str]
+    faults: list[ProblemFault]
+
+
+class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
+    """What a change breaks: ``values`` of its own environment, values ``downstream`` (the namespace's other environments), connected ``instances``.
+
+    ``unchecked``: what could not be looked at, and why.
+    """
+
+    policy: Literal["off", "warn", "refuse"]
+    compatible: bool
+    values: list[BrokenValue]
+    downstream: list[BrokenValue]
+    instances: list[BrokenInstances]
+    unchecked: list[str]
+
+
 class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A version. ``version`` is its id. ``safe``: its durability is certain; ``copies``: servers that have it.
 
     ``changes``: the configs it changed, as far as they are listed here, ``change_count`` how many. ``unchanged``: the request asked for what is there
-    already, so nothing was committed.
+    already, so nothing was committed. ``compatibility``: only when it breaks somebody and the environment's policy is to warn.
     """
 
     namespace: str
@@ -75,6 +120,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     head: Envelope | Left = msgspec.UNSET
     wait: Waited | Left = msgspec.UNSET
     propagation: dict[str, Any] | Left = msgspec.UNSET
+    compatibility: Compatibility | Left = msgspec.UNSET
 
 
 class VersionList(msgspec.Struct, frozen=True):
@@ -273,13 +319,6 @@ class Endpoints(msgspec.Struct, frozen=True):
     ledger: str
 
 
-class ProblemFault(msgspec.Struct, frozen=True):
-    pointer: str
-    rule: str
-    message: str
-    schema_pointer: str
-
-
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """RFC 9457. ``code`` is stable. ``head``, ``number``: what the environment is at now.
 
@@ -297,6 +336,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     changed: list[str] | Left = msgspec.UNSET
     yours: list[str] | Left = msgspec.UNSET
     overlap: list[str] | Left = msgspec.UNSET
+    compatibility: Compatibility | Left = msgspec.UNSET
     incident: str | Left = msgspec.UNSET
 
 

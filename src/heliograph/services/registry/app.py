@@ -21,6 +21,8 @@ from heliograph.services.registry.api.context import Context
 from heliograph.services.registry.api.routes import add_routes
 from heliograph.services.registry.changes import MAX_VERSION_BODY
 from heliograph.services.registry.commit import Commits, Signers
+from heliograph.services.registry.declarations import Declarations
+from heliograph.services.registry.evolution import Evolution
 from heliograph.services.registry.letters import Letters
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.propagations import Propagations
@@ -39,7 +41,7 @@ from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-LARGE = {"/versions": MAX_VERSION_BODY}
+LARGE = {"/versions": MAX_VERSION_BODY, "/schemas-check": MAX_VERSION_BODY}
 DATABASE_CHECK_S = 5.0
 WARM_CONNECTIONS = 3
 """Kept open and prepared: a token's look-up, a commit and the bell at the same time."""
@@ -96,14 +98,16 @@ def wire(
     head_life_us = int(settings.head_life_s * 1e6)
     commits = Commits(store, objects, Signers(keys.commit, keys.head), bell, metrics, head_life_us=head_life_us)
     three_way = ThreeWay(store, objects)
+    evolution = Evolution(store, objects, validation, Declarations(propagations.client))
     renewal = Renewal(store, commits, bell, head_life_us=head_life_us)
     context = Context(
         pool=pool,
         store=store,
         commits=commits,
-        publish=Publish(commits, objects, validation, three_way, metrics),
+        publish=Publish(commits, objects, validation, evolution, three_way, metrics),
         rollback=Rollback(commits, store, objects, three_way),
         reading=Reading(store, objects),
+        evolution=evolution,
         letters=Letters(pool, store, renewal, bell, metrics),
         tokens=tokens,
         token_desk=TokenDesk(store, tokens, bell),

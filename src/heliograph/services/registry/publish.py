@@ -15,6 +15,7 @@ from heliograph.core.trie import Bucket, Node
 from heliograph.services.registry.changes import Change, Text, below
 from heliograph.services.registry.commit import Commits, Committed, Order, Unchanged
 from heliograph.services.registry.draft import MANY, Content, Stored, stored
+from heliograph.services.registry.evolution import Evolution
 from heliograph.services.registry.heads import HeadRow, Place
 from heliograph.services.registry.objects import Objects
 from heliograph.services.registry.schemas import MAX_FAULTS
@@ -29,8 +30,15 @@ Leaves = dict[str, Leaf | None]
 
 class Publish:
     def __init__(
-        self, commits: Commits, objects: Objects, validation: Validation, three_way: ThreeWay, metrics: Metrics
+        self,
+        commits: Commits,
+        objects: Objects,
+        validation: Validation,
+        evolution: Evolution,
+        three_way: ThreeWay,
+        metrics: Metrics,
     ) -> None:
+        self._evolution = evolution
         self._metrics = metrics
         self._commits = commits
         self._three_way = three_way
@@ -40,12 +48,14 @@ class Publish:
     async def __call__(self, order: Order, changes: tuple[Change, ...]) -> Committed | Unchanged:
         """One version with all changes that change something, Unchanged if none does.
 
-        Raises SchemaViolation, InvalidSchema, NotFound (a config to delete or to give a schema is not there), and what `Commits.commit` raises.
+        Raises SchemaViolation, InvalidSchema, Incompatible, NotFound (a config to delete or to give a schema is not there), and what
+        `Commits.commit` raises.
         """
         try:
-            return await self._commits.commit(order, partial(self._content, order.place, changes))
+            done = await self._commits.commit(order, partial(self._content, order.place, changes))
         except StaleBase as error:
             raise await self._three_way(order, error, [change.name for change in changes]) from None
+        return await self._evolution.told(order.place, changes, done)
 
     async def _content(self, place: Place, changes: tuple[Change, ...], base: HeadRow) -> Content | None:
         leaving = frozenset(change.name for change in changes if change.delete)
@@ -57,6 +67,7 @@ class Publish:
             return None
         with self._metrics.publish_seconds.labels("validate").time():
             await self._check(place, changed, new)
+            await self._evolution.guard(place, changed)
         grown = sum((new[each.name] is not None) - (old[each.name] is not None) for each in changed)
         put_together = partial(_content, root, changed, new, base.configs + grown)
         return await asyncio.to_thread(put_together) if len(changed) >= MANY else put_together()

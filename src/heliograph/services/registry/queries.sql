@@ -87,6 +87,14 @@ select exists (select from registry.namespace where name = $1);
 select environment, epoch, number, version, configs, at_us from registry.head
  where namespace = $1 and environment > $2 order by environment limit $3;
 
+-- name: policy
+select compatibility from registry.policy where namespace = $1 and environment = $2;
+
+-- name: set_policy
+insert into registry.policy (namespace, environment, compatibility, changed_by) values ($1, $2, $3, $4)
+on conflict (namespace, environment) do update
+   set compatibility = excluded.compatibility, changed_by = excluded.changed_by, changed_at = now();
+
 -- name: note
 insert into registry.audit (namespace, environment, actor, action, detail) values ($1, $2, $3, $4, $5::jsonb) returning id;
 

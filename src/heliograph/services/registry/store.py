@@ -25,6 +25,7 @@ from heliograph.services.registry.heads import HeadRow, Place, VersionRow, signa
 from heliograph.services.registry.statements import SQL
 
 Swapped = Literal["committed", "moved", "replayed", "reused", "missing", "exists"]
+Compatibility = Literal["off", "warn", "refuse"]
 MAX_NUMBER = 2**53
 SHOWN_NAMES = 20  # in a list of versions
 
@@ -243,7 +244,20 @@ class Store:
             for row in await self._rows("environments", namespace, after, limit)
         ]
 
-    # --- audit, events, letters ---------------------------------------------------------------------------------------------------
+    # --- policies -----------------------------------------------------------------------------------------------------------------
+
+    async def policy(self, place: Place) -> Compatibility | None:
+        row = await self._row("policy", place.namespace, place.environment)
+        return None if row is None else row["compatibility"]
+
+    @staticmethod
+    async def set_policy(connection: Connection, place: Place, policy: Compatibility, by: str) -> Compatibility | None:
+        """In the caller's transaction. What it was before; None: it was never set."""
+        before: Compatibility | None = await connection.fetchval(SQL["policy"], place.namespace, place.environment)
+        await connection.execute(SQL["set_policy"], place.namespace, place.environment, policy, by)
+        return before
+
+    # --- audit, events ------------------------------------------------------------------------------------------------------------
 
     async def note(
         self,

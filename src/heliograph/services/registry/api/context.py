@@ -16,6 +16,7 @@ from heliograph.runtime.http import bearer_token
 from heliograph.runtime.postgres import Pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.commit import Commits
+from heliograph.services.registry.evolution import Evolution
 from heliograph.services.registry.heads import Place
 from heliograph.services.registry.letters import Letters
 from heliograph.services.registry.propagations import Propagations
@@ -35,6 +36,7 @@ class Context:
     publish: Publish
     rollback: Rollback
     reading: Reading
+    evolution: Evolution
     letters: Letters
     tokens: TokenStore
     token_desk: TokenDesk

@@ -9,13 +9,14 @@ from fastapi import FastAPI
 from heliograph.services.registry.api.configs import Configs
 from heliograph.services.registry.api.context import Context
 from heliograph.services.registry.api.environments import Environments
+from heliograph.services.registry.api.evolution import Evolving
 from heliograph.services.registry.api.internal import Internal
 from heliograph.services.registry.api.letters import Letters
 from heliograph.services.registry.api.public import Public
 from heliograph.services.registry.api.tokens import Tokens
 from heliograph.services.registry.api.versions import Versions
 
-SUBJECTS = (Public, Environments, Configs, Versions, Tokens, Letters, Internal)
+SUBJECTS = (Public, Environments, Configs, Versions, Evolving, Tokens, Letters, Internal)
 
 
 def add_routes(app: FastAPI, context: Context) -> None:
