@@ -192,7 +192,7 @@ def test_create_namespaces_and_environments(shell: Shell, place: str) -> None:
 
 
 @contextmanager
-def instance(shell: Shell, place: str, *answers: str | None) -> Iterator[None]:
+def instance(shell: Shell, place: str, *answers: str | None, declares: dict[str, str] | None = None) -> Iterator[None]:
     """A client that speaks the protocol by hand and answers with these states, one after the other and then always the last; or never."""
     namespace, environment = place.split("/")
     token = shell.json("token", "create", "client", "by hand", "--scope", place)["token"]
@@ -202,7 +202,7 @@ def instance(shell: Shell, place: str, *answers: str | None) -> Iterator[None]:
         "instance": f"0198a000-0000-7000-8000-{abs(hash(place)) % 10**12:012d}",
         "incarnation": 1,
         "fingerprint": {"sdk": "by-hand", "sdk_version": "1"},
-        "subscriptions": [{"id": 1, "namespace": namespace, "environment": environment}],
+        "subscriptions": [{"id": 1, "namespace": namespace, "environment": environment, "declares": declares or {}}],
     }
     headers = {"Authorization": f"Bearer {token}"}
     with connect(endpoints["stream"], subprotocols=["heliograph.v1"], additional_headers=headers, proxy=None) as socket:

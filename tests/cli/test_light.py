@@ -66,7 +66,7 @@ def test_help_loads_nothing_that_is_slow_to_load(shell: Shell) -> None:
 
 def test_every_command_speaks_json_and_explains_itself() -> None:
     commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
-    below = [each for name in ("token", "dead-letters") for each in commands.pop(name).commands.items()]
+    below = [each for name in ("token", "schema", "dead-letters") for each in commands.pop(name).commands.items()]
     for name, command in (*commands.items(), *below):
         assert command.help, name
         assert "--json" in {option for parameter in command.params for option in parameter.opts}, name

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from heliograph.core import errors
-from heliograph.core.errors import Fault, HeliographError, Invalid, InvalidRequest, StaleBase, Unavailable
+from heliograph.core.errors import Fault, HeliographError, Incompatible, Invalid, InvalidRequest, StaleBase, Unavailable
 from heliograph.core.records import Cursor
 from heliograph.runtime.retry import delay
 
@@ -141,6 +141,7 @@ class _Problem(msgspec.Struct, frozen=True):
     number: int = 0
     changed: list[str] = []
     overlap: list[str] = []
+    compatibility: dict[str, Any] = {}
 
 
 def refusal(answer: httpx.Response) -> HeliographError:
@@ -156,6 +157,8 @@ def refusal(answer: httpx.Response) -> HeliographError:
     if issubclass(kind, StaleBase):
         more: dict[str, object] = {"changed": problem.changed, "overlap": problem.overlap}
         return StaleBase(detail, head=problem.head, number=problem.number, more=more)
+    if issubclass(kind, Incompatible):
+        return Incompatible(detail, more={"compatibility": problem.compatibility})
     return kind(detail, problem.faults) if issubclass(kind, Invalid) else kind(detail)
 
 

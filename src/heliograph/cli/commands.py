@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from heliograph import __version__
-from heliograph.cli import letters, looking, proving, running, tokens, writing
+from heliograph.cli import evolving, letters, looking, proving, running, tokens, writing
 from heliograph.cli.session import Session, spoken
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("publish", writing.publish, CHANGE),
     ("rollback", writing.rollback, CHANGE),
     ("create", writing.create, CHANGE),
+    ("policy", evolving.policy, CHANGE),
     ("get", looking.get, LOOK),
     ("diff", looking.diff, LOOK),
     ("log", looking.log, LOOK),
@@ -81,6 +82,10 @@ token.command("create")(spoken(tokens.create))
 token.command("list")(spoken(tokens.list_))
 token.command("revoke")(spoken(tokens.revoke))
 app.add_typer(token, name="token", rich_help_panel=CHANGE)
+
+schema = typer.Typer(help="Check schemas before they are published.", no_args_is_help=True)
+schema.command("check")(spoken(evolving.check))
+app.add_typer(schema, name="schema", rich_help_panel=CHANGE)
 
 dead_letters = typer.Typer(help="List, show, replay and discard what could not be handled.", no_args_is_help=True)
 dead_letters.command("list")(spoken(letters.list_))
