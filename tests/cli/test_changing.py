@@ -199,8 +199,8 @@ def test_create_namespaces_and_environments(shell: Shell, place: str) -> None:
 
 
 @contextmanager
-def instance(shell: Shell, place: str, answers: str | None) -> Iterator[None]:
-    """A client that speaks the protocol by hand and answers every version with one state, or never."""
+def instance(shell: Shell, place: str, *answers: str | None, declares: dict[str, str] | None = None) -> Iterator[None]:
+    """A client that speaks the protocol by hand and answers with these states, one after the other and then always the last; or never."""
     namespace, environment = place.split("/")
     token = shell.json("token", "create", "client", "by hand", "--scope", place)["token"]
     endpoints = httpx.get(f"{shell.stack.url}/v1/endpoints", trust_env=False).json()
@@ -209,7 +209,7 @@ def instance(shell: Shell, place: str, answers: str | None) -> Iterator[None]:
         "instance": f"0198a000-0000-7000-8000-{abs(hash(place)) % 10**12:012d}",
         "incarnation": 1,
         "fingerprint": {"sdk": "by-hand", "sdk_version": "1"},
-        "subscriptions": [{"id": 1, "namespace": namespace, "environment": environment}],
+        "subscriptions": [{"id": 1, "namespace": namespace, "environment": environment, "declares": declares or {}}],
     }
     headers = {"Authorization": f"Bearer {token}"}
     with connect(endpoints["stream"], subprotocols=["heliograph.v1"], additional_headers=headers, proxy=None) as socket:
@@ -224,14 +224,16 @@ def instance(shell: Shell, place: str, answers: str | None) -> Iterator[None]:
         answering.join()
 
 
-def _answer(socket: Any, state: str | None) -> None:
+def _answer(socket: Any, states: tuple[str | None, ...]) -> None:
     seq = 0
     for text in socket:
         frame = json.loads(text)
-        if state and frame["type"] in ("delta", "advance"):
+        state = states[min(seq, len(states) - 1)]
+        if state and frame["type"] in ("delta", "advance", "snapshot"):
             head = json.loads(frame["head"]["payload"])
             seq += 1
             receipt = {"type": "receipt", "seq": seq, "subscription": 1, "state": state, "reason": "not today"}
+            receipt["trace"] = frame.get("trace")
             socket.send(json.dumps(receipt | {key: head[key] for key in ("epoch", "number", "version")}))
 
 

@@ -66,7 +66,7 @@ def test_help_loads_nothing_that_is_slow_to_load(shell: Shell) -> None:
 
 def test_every_command_speaks_json_and_explains_itself() -> None:
     commands = dict(get_command(app).commands)  # type: ignore[attr-defined]
-    groups = {name: commands.pop(name).commands for name in ("token", "label")}
+    groups = {name: commands.pop(name).commands for name in ("token", "label", "schema", "dead-letters")}
     below = {f"{group} {name}": command for group, every in groups.items() for name, command in every.items()}
     for name, command in {**commands, **below}.items():
         assert command.help, name

@@ -428,3 +428,19 @@ def test_a_token_is_checked_before_anything_is_sent(authority: Any) -> None:
         Heliograph("http://localhost:1", token=authority.token("admin"), namespace="a", environment="b")
     with pytest.raises(InvalidRequest, match="http"):
         Heliograph("localhost:1", token=authority.token(), namespace="a", environment="b")
+
+
+async def test_a_rejected_version_that_is_pushed_again_is_answered_again(server: Any, connect: Any) -> None:
+    """An operator had it told again and waits: the same refusal is said once more, under the trace of what was sent; unasked it is said once."""
+    async with connect() as client:
+        client.bind("checkout/limits", Limits)
+        await server.publish(checkout__limits={"max_items": "many"})
+        first = await server.receipt(3, "rejected")
+        connection = await server.connection()
+        held = server.authority.at(2).cursor
+        await connection.send(server.authority.snapshot(have=held))
+        await connection.send(server.authority.snapshot(have=held, answer="now", trace="00-again"))
+        again = (await server.until(lambda: [one for one in server.receipts if one.trace == "00-again"]))[0]
+        assert (again.state, again.reason, again.number) == ("rejected", first.reason, 3)
+        told = {(one.number, one.trace) for one in server.receipts if one.state == "rejected"}
+        assert told == {(3, first.trace), (3, "00-again")}

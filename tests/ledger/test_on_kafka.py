@@ -43,5 +43,6 @@ async def test_receipts_are_counted_terms_change_and_deadlines_pass(on_kafka, st
         await term.keeper.tick()
         report = await stage.report(1)
     assert (report.state, counts(report)) == ("closed", {"applied": 1, "rejected": 1})
-    [letter] = await stage.rows("select stream, reason from eventlog.dead_letter")
+    [letter, refused] = await stage.rows("select stream, reason from eventlog.dead_letter order by id")
     assert letter["stream"] == "receipts"
+    assert (refused["stream"], refused["reason"]) == ("deliveries", "no")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from heliograph.core.jsondiff import same
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heliograph.core.canonical import Json
+from heliograph.core.jsondiff import same
 from heliograph.services.registry.blame import Trail, unchanged, values
 
 from .conftest import Author, good, problem

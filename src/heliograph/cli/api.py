@@ -17,6 +17,7 @@ from heliograph.core import errors
 from heliograph.core.errors import (
     Fault,
     HeliographError,
+    Incompatible,
     Invalid,
     InvalidRequest,
     MergeConflict,
@@ -155,6 +156,7 @@ class _Problem(msgspec.Struct, frozen=True):
     pointer: str = ""
     conflicts: list[dict[str, Any]] = []
     conflict_count: int = 0
+    compatibility: dict[str, Any] = {}
 
 
 def refusal(answer: httpx.Response) -> HeliographError:
@@ -174,6 +176,8 @@ def refusal(answer: httpx.Response) -> HeliographError:
         return PatchFailed(detail, operation=problem.operation, pointer=problem.pointer)
     if issubclass(kind, MergeConflict):
         return MergeConflict(detail, more={"conflicts": problem.conflicts, "conflict_count": problem.conflict_count})
+    if issubclass(kind, Incompatible):
+        return Incompatible(detail, more={"compatibility": problem.compatibility})
     return kind(detail, problem.faults) if issubclass(kind, Invalid) else kind(detail)
 
 

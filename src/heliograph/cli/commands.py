@@ -8,7 +8,20 @@ from typing import Annotated, Final
 import typer
 
 from heliograph import __version__
-from heliograph.cli import editing, erasing, looking, naming, past, promoting, proving, running, tokens, writing
+from heliograph.cli import (
+    editing,
+    erasing,
+    evolving,
+    letters,
+    looking,
+    naming,
+    past,
+    promoting,
+    proving,
+    running,
+    tokens,
+    writing,
+)
 from heliograph.cli.session import Session, spoken
 
 app = typer.Typer(
@@ -60,6 +73,7 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("create", writing.create, CHANGE),
     ("branch", promoting.branch, CHANGE),
     ("promote", promoting.promote, CHANGE),
+    ("policy", evolving.policy, CHANGE),
     ("get", looking.get, LOOK),
     ("diff", looking.diff, LOOK),
     ("log", looking.log, LOOK),
@@ -94,3 +108,14 @@ label.command("set")(spoken(naming.set_))
 label.command("list")(spoken(naming.list_))
 label.command("remove")(spoken(naming.remove))
 app.add_typer(label, name="label", rich_help_panel=CHANGE)
+
+schema = typer.Typer(help="Check schemas before they are published.", no_args_is_help=True)
+schema.command("check")(spoken(evolving.check))
+app.add_typer(schema, name="schema", rich_help_panel=CHANGE)
+
+dead_letters = typer.Typer(help="List, show, replay and discard what could not be handled.", no_args_is_help=True)
+dead_letters.command("list")(spoken(letters.list_))
+dead_letters.command("show")(spoken(letters.show_letter))
+dead_letters.command("replay")(spoken(letters.replay))
+dead_letters.command("discard")(spoken(letters.discard))
+app.add_typer(dead_letters, name="dead-letters", rich_help_panel=RUN)

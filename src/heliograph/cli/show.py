@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from heliograph.core.errors import HeliographError, Invalid, MergeConflict, StaleBase
+from heliograph.core.errors import HeliographError, Incompatible, Invalid, MergeConflict, StaleBase
 
 WIDE: Final = 250
 """Columns where nobody looks at a screen: a log or a pipe has no edge to cut at."""
@@ -82,17 +82,23 @@ def problem(error: HeliographError) -> None:
         for fault in error.faults:
             made.add_row(Text(fault.pointer or "(the whole)"), Text(fault.rule), Text(fault.message))
         err.print(made)
+    if isinstance(error, Incompatible) and isinstance(report := error.more.get("compatibility"), dict):
+        compatibility(report)
     if isinstance(error, StaleBase):
-        note(f"  the head is version {error.number}, {error.head}")
-        for label in ("changed", "overlap"):
-            if names := error.more.get(label):
-                note(f"  {label}: {', '.join(map(str, cast('list[str]', names)))}")
-        for each in cast("list[dict[str, Any]]", error.more.get("differences", ())):
-            if each["conflicts"]:
-                note(f"  conflicts in {each['name']}: {', '.join(pointer or '(the whole)' for pointer in each['conflicts'])}")
+        _stale(error)
     if isinstance(error, MergeConflict):
         for each in cast("list[dict[str, Any]]", error.more.get("conflicts", ())):
             conflict(each, stderr=True)
+
+
+def _stale(error: StaleBase) -> None:
+    note(f"  the head is version {error.number}, {error.head}")
+    for label in ("changed", "overlap"):
+        if names := error.more.get(label):
+            note(f"  {label}: {', '.join(map(str, cast('list[str]', names)))}")
+    for each in cast("list[dict[str, Any]]", error.more.get("differences", ())):
+        if each["conflicts"]:
+            note(f"  conflicts in {each['name']}: {', '.join(pointer or '(the whole)' for pointer in each['conflicts'])}")
 
 
 def conflict(told: dict[str, Any], *, stderr: bool = False, names: tuple[str, str] = ("ours", "theirs")) -> None:
@@ -149,10 +155,29 @@ def version(told: dict[str, Any]) -> None:
             f"  {short(told['version'])}  {told['kind']}, {count(told['change_count'], 'config')} changed",
         )
     )
+    if "compatibility" in told:
+        compatibility(told["compatibility"])
     if "propagation" in told:
         propagation(told["propagation"])
     if (told.get("wait") or {}).get("problem"):
         note(f"  it is not known how far it has come: {told['wait']['problem']}", "yellow")
+
+
+def compatibility(told: dict[str, Any]) -> None:
+    """Whom a change breaks, and why."""
+    for each in told["instances"]:
+        who = f"  breaks {count(each['instances'], 'connected instance')} ({', '.join(each['apps'] or each['sample'][:3])})"
+        _broken(f"{who} by {each['config']}", each["faults"])
+    for each in (*told["values"], *told["downstream"]):
+        _broken(f"  breaks the value of {each['environment']}/{each['config']}", each["faults"])
+    for each in told["unchecked"]:
+        note(f"  not looked at: {each}", "yellow")
+
+
+def _broken(what: str, faults: list[dict[str, Any]]) -> None:
+    out.print(Text(what, style="yellow"), soft_wrap=True)
+    for fault in faults:
+        out.print(Text(f"    {fault['pointer'] or '(the whole)'} {fault['message']}"), soft_wrap=True)
 
 
 def propagation(told: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import msgspec
 
 from heliograph.core.errors import Fault, InvalidRequest, SchemaViolation
+from heliograph.core.frames import MAX_DECLARED_SCHEMA
 from heliograph.core.pointer import pointer_text
 
 T = TypeVar("T")
@@ -34,6 +35,19 @@ def fitter(kind: type[T]) -> Fitter[T]:
     if _is_pydantic(kind):
         return _Pydantic(kind)
     return _Msgspec(kind)
+
+
+def schema_of(kind: object) -> str | None:
+    """The JSON Schema of a type, to be declared to the server; None when there is none, or it is larger than may be declared.
+
+    Never raises: an application runs without it, and is only not warned about.
+    """
+    try:
+        found = kind.model_json_schema() if _is_pydantic(kind) else msgspec.json.schema(kind)  # type: ignore[attr-defined]
+        text = msgspec.json.encode(found)
+    except Exception:
+        return None
+    return text.decode() if len(text) <= MAX_DECLARED_SCHEMA else None
 
 
 def _is_pydantic(kind: object) -> bool:

@@ -156,6 +156,11 @@ class Engine:
         return Session(self.identity, self._options.fingerprint(), channels, self._propose, random=self._random)
 
     async def _channel(self, number: int, live: Live, trust: Trust) -> Channel:
+        channel = await self._recalled(number, live, trust)
+        channel.declares = lambda: live.declares
+        return channel
+
+    async def _recalled(self, number: int, live: Live, trust: Trust) -> Channel:
         """With the disk copy, if there is one that verifies and that the application accepts."""
         if self._folder is not None:
             copy = await asyncio.to_thread(_copies.load, self._folder, live, trust)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from heliograph.client._bind import Fitter, fitter
+from heliograph.client._bind import Fitter, fitter, schema_of
 from heliograph.client._dispatch import Feed
 from heliograph.client._live import Callback, Live, Validator
 from heliograph.client._state import Change, State, Update
@@ -54,6 +54,7 @@ class Reader(ABC):
         if live.state is not None:
             live.state.bound[bound] = bound.made_from(live.state)
         live.bindings.append(bound)
+        live.declare(bound.name, schema_of(kind))
         return bound
 
     def validator(self, check: Validator) -> Validator:

@@ -43,6 +43,7 @@ class Live:
         self.view = names.view(view)
         self.bindings: list[Binding] = []
         self.validators: list[Validator] = []
+        self.declares: dict[str, str] = {}
         self.state: State | None = None
         self._spawn = spawn
         self._feeds: list[Feed[Update, Any]] = []
@@ -70,6 +71,11 @@ class Live:
         if not any(names.inside(found, selector) for selector in self.view):
             raise InvalidRequest(f"{found} is outside the view of this subscription ({', '.join(self.view)}); widen the view")
         return found
+
+    def declare(self, name: str, schema: str | None) -> None:
+        """What the server is to know about how this config is read. The first binding of a config counts."""
+        if schema is not None and name not in self.declares:
+            self.declares = self.declares | {name: schema}
 
     # --- a version comes -------------------------------------------------------------------------------------------------------
 

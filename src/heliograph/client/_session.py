@@ -80,6 +80,8 @@ class Channel:
     error: HeliographError | None = None
     assembler: Assembler = field(default_factory=Assembler)
     resync: Resync = field(default_factory=Resync)
+    declares: Callable[[], frames.Declares] = dict  # what the application can read now
+    declared: frames.Declares = field(default_factory=dict)  # what this connection was told of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class Session:
             instance=self._identity.instance,
             incarnation=self._identity.incarnation,
             fingerprint=self._fingerprint,
-            subscriptions=tuple(self.subscription(channel) for channel in self.channels.values()),
+            subscriptions=self._introduced(),
             sent_at_us=now.wall_us,
         )
 
@@ -187,6 +189,32 @@ class Session:
             view=tuple(replica.view),
             have=replica.cursor,
         )
+
+    def _introduced(self) -> tuple[frames.Subscription, ...]:
+        """All of them, with what each declares."""
+        self._note_declared()
+        return tuple(
+            msgspec.structs.replace(self.subscription(each), declares=each.declared or msgspec.UNSET)
+            for each in self.channels.values()
+        )
+
+    def _note_declared(self) -> bool:
+        """Chooses what fits one frame, in the order of binding; whether that is something new to this connection."""
+        count, room, news = frames.MAX_DECLARED, frames.MAX_DECLARED_BYTES, False
+        for channel in self.channels.values():
+            chosen: frames.Declares = {}
+            for name, schema in channel.declares().items():
+                size = len(schema.encode())
+                if count and size <= room:
+                    count, room, chosen[name] = count - 1, room - size, schema
+            news |= chosen != channel.declared
+            channel.declared = chosen
+        return news
+
+    def _declared_anew(self) -> dict[str, frames.Declares] | frames.Maybe:
+        if not self._note_declared():
+            return msgspec.UNSET
+        return {str(channel.id): channel.declared for channel in self.channels.values()}
 
     def _begin(self, link: Literal["websocket", "polling"], now: Moment) -> None:
         self.lost()
@@ -356,9 +384,11 @@ class Session:
         return GAP_RESYNCS if gap and isinstance(refusal, Forked) else 0
 
     def _answer_refused(self, channel: Channel, alarm: Alarm, frame: StateFrame, now: Moment) -> None:
-        """Once for a version in a row, and never of one that ran here: a replayed version was not rejected when it came."""
+        """Once for a version in a row, or when somebody waits for the answer; never of one that ran here: a replayed version was not rejected when
+        it came."""
         claimed = alarm.claimed
-        if claimed is not None and claimed != channel.refused and claimed.version not in channel.ran:
+        repeated = claimed == channel.refused and frame.answer != "now"
+        if claimed is not None and not repeated and claimed.version not in channel.ran:
             channel.refused = claimed
             self.receipts.shown(channel.id, claimed)
             self._answer(channel, claimed, "rejected", f"{alarm.code}: {alarm.detail}", frame, now, verified=False)
@@ -367,11 +397,12 @@ class Session:
         rejection = Rejection(cursor=cursor, reason=reason)
         channel.resync.answered()
         channel.unsure = True
-        if channel.rejection == rejection:
+        repeated = channel.rejection == rejection
+        if repeated and frame.answer != "now":
             return []
         channel.rejection = rejection
         self._answer(channel, cursor, "rejected", reason, frame, now)
-        return [Rejected(channel, rejection)]
+        return [] if repeated else [Rejected(channel, rejection)]
 
     def _answer(
         self,
@@ -406,7 +437,7 @@ class Session:
         out += self.receipts.due(now.steady_us, self.offset.us)
         if self._heartbeat_at_us is not None and self._heartbeat_at_us <= now.steady_us:
             self._heartbeat_at_us = self._next_heartbeat(now)
-            out.append(frames.Heartbeat(views=self._view_digests(), sent_at_us=now.wall_us))
+            out.append(frames.Heartbeat(views=self._view_digests(), sent_at_us=now.wall_us, declares=self._declared_anew()))
         return out
 
     def wake_us(self) -> int | None:

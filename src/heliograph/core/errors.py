@@ -19,6 +19,7 @@
     │   ├── AlreadyExists
     │   ├── StillNamed          a head names what was to be purged
     │   ├── IdempotencyKeyReused
+    │   ├── Incompatible        it would break somebody, and the environment's policy is to refuse that
     │   └── Contended           gave up after bounded retries; nothing was changed
     ├── Denied
     │   ├── Unauthenticated
@@ -213,6 +214,17 @@ class IdempotencyKeyReused(Conflict):
     code = "idempotency-key-reused"
     title = "The idempotency key was used for another request"
     advice = "use a new key for a new request"
+
+
+class Incompatible(Conflict):
+    """``more``: for programs, what would break."""
+
+    code = "incompatible"
+    title = "It would break somebody"
+
+    def __init__(self, detail: str = "", *, more: dict[str, object] | None = None) -> None:
+        super().__init__(detail)
+        self.more = more or {}
 
 
 class Contended(Conflict):

@@ -52,10 +52,21 @@ class VersionEvent(Event, frozen=True, kw_only=True, tag="version"):
     partial: bool = False
 
 
+class Replay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Dead letters that this event tells again, by id. ``push``: instances refuse the version; send them the state anew."""
+
+    letters: tuple[int, ...]
+    push: bool = False
+
+
 class HeadEvent(Event, frozen=True, kw_only=True, tag="head"):
+    """``trace``, ``replay``: of an operator who had it told again; whatever that makes clients say carries the trace."""
+
     namespace: str
     environment: str
     head: Signed
+    trace: str | None = None
+    replay: Replay | None = None
 
 
 class RevokedEvent(Event, frozen=True, kw_only=True, tag="revoked"):
@@ -86,7 +97,10 @@ FromRegistry = VersionEvent | HeadEvent | RevokedEvent | DeletedEvent | PurgeEve
 
 
 class Subscribed(Event, frozen=True, kw_only=True, tag="subscribed"):
-    """An instance's subscription is live on a node. ``connection`` is unique for ever."""
+    """An instance's subscription is live on a node. ``connection`` is unique for ever.
+
+    ``declares``: config -> text of the JSON Schema that the application reads it as. Told again, under the same connection, when that changes.
+    """
 
     namespace: str
     environment: str
@@ -101,6 +115,7 @@ class Subscribed(Event, frozen=True, kw_only=True, tag="subscribed"):
     fingerprint: Fingerprint
     have: Cursor | None
     at_us: int
+    declares: dict[str, str] | None = None
 
 
 class Unsubscribed(Event, frozen=True, kw_only=True, tag="unsubscribed"):

@@ -19,12 +19,19 @@ SUBPROTOCOL = "heliograph.v1"
 MAX_SUBSCRIPTIONS = 64
 MAX_SELECTORS = 256
 MAX_CLIENT_FRAME = 64 * 1024
+MAX_DECLARED = 32
+"""Schemas that one frame declares, of all its subscriptions together."""
+MAX_DECLARED_SCHEMA = 8 * 1024
+MAX_DECLARED_BYTES = 32 * 1024
+"""UTF-8 bytes of one declared schema, and of all in one frame: the rest of the frame needs room too."""
 PART_BYTES = 256 * 1024
 
 State = Literal["applied", "rejected", "superseded", "unaffected"]
 Answer = Literal["now", "soon"]
 _UNSET = msgspec.UNSET
 Maybe = msgspec.UnsetType
+Declares = dict[str, str]
+"""Config -> JSON Schema (text) of the type that the application reads it as. Servers warn or refuse before a change breaks it."""
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,13 +46,17 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
-    """``id`` is chosen by the client and names the subscription in every later frame. Clients with the same id and view share frames."""
+    """``id`` is chosen by the client and names the subscription in every later frame. Clients with the same id and view share frames.
+
+    ``declares``: what the application can read, as far as it fits `MAX_DECLARED_BYTES`.
+    """
 
     id: int
     namespace: str
     environment: str
     view: tuple[str, ...] = ("",)
     have: Cursor | None = None
+    declares: Declares | Maybe = _UNSET
 
 
 # --- client to server ---------------------------------------------------------------------------------------------------------
@@ -85,10 +96,14 @@ class Receipt(ClientFrame, frozen=True, kw_only=True, tag="receipt"):
 
 
 class Heartbeat(ClientFrame, frozen=True, kw_only=True, tag="heartbeat"):
-    """``views``: subscription id (as text, JSON keys are) -> view digest. A wrong digest is answered with a snapshot."""
+    """``views``: subscription id (as text, JSON keys are) -> view digest. A wrong digest is answered with a snapshot.
+
+    ``declares``: subscription id -> all that it declares, when that has changed since the last time it was said.
+    """
 
     views: dict[str, str] = {}
     sent_at_us: int = 0
+    declares: dict[str, Declares] | Maybe = _UNSET
 
 
 class Renew(ClientFrame, frozen=True, kw_only=True, tag="token"):

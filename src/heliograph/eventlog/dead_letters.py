@@ -1,21 +1,35 @@
-"""Records set aside after bounded retries, with their reason, so that one of them never stops the others."""
+"""Records and deliveries set aside after bounded retries, with their reason, so that one of them never stops the others.
+
+A letter is one failure of one consumer. Setting aside is idempotent: by (stream, consumer, shard, position) for a record, by (version, reason) for
+rejections of instances, which the ledger groups. Telling one again that fails again is the same letter, waiting once more, with one attempt more.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 import msgspec
 import structlog
 
-from heliograph.core.errors import NotFound
+from heliograph.core import names
+from heliograph.core.errors import InvalidName, NotFound
 from heliograph.eventlog.ports import Record
-from heliograph.runtime.postgres import Pool, translating
+from heliograph.runtime.postgres import Connection, Pool, translating
 
 log = structlog.get_logger()
 
+STREAMS: Final = ("versions", "receipts", "deliveries")
+MAX_REASON: Final = 1000
+
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """``reason`` says what failed and never holds a value of a document. ``state``: waiting, replayed, discarded."""
+    """``reason`` says what failed and never holds a value of a document. ``attempts``: how often it was tried in all.
+
+    ``state``: waiting, replaying (its consumer has it in hand), replayed (told again, not refused since), discarded (``note`` says why).
+    ``instances``: of a rejected version, how many refuse it for this reason; ``sample`` names some.
+    """
 
     id: int
     stream: str
@@ -23,32 +37,70 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     shard: int | None
     position: int | None
     key: str
+    namespace: str | None
+    environment: str | None
+    number: int | None
+    version: str | None
     reason: str
     attempts: int
+    replays: int
+    instances: int
+    sample: list[str]
     trace: str | None
     created_at: datetime
+    failed_at: datetime
+    logged_at_us: int | None
     state: str
+    settled_at: datetime | None
+    settled_by: str | None
+    note: str | None
     body: bytes | None = None
 
 
-_COLUMNS = "id, stream, consumer, shard, position, key, reason, attempts, trace, created_at, state"
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which letters. ``reason``: a part of it, in any case. ``older_than_s``: of the latest failure."""
+
+    stream: str | None = None
+    state: str | None = None
+    consumer: str | None = None
+    namespace: str | None = None
+    environment: str | None = None
+    key: str | None = None
+    reason: str | None = None
+    older_than_s: float | None = None
+
+
+_COLUMNS: Final = """id, stream, consumer, shard, position, key, namespace, environment, number, version, reason, attempts, replays, instances,
+    sample, trace, created_at, coalesce(failed_at, created_at) as failed_at, logged_at_us, state, settled_at, settled_by, note"""
+_MATCHES: Final = """($1::text is null or stream = $1) and ($2::text is null or state = $2) and ($3::text is null or consumer = $3)
+    and ($4::text is null or namespace = $4) and ($5::text is null or environment = $5) and ($6::text is null or key = $6)
+    and ($7::text is null or position(lower($7) in lower(reason)) > 0)
+    and ($8::float8 is null or coalesce(failed_at, created_at) < now() - make_interval(secs => $8))"""
+
+
+# --- consumers set aside ------------------------------------------------------------------------------------------------------------
 
 
 async def set_aside(pool: Pool, record: Record, *, consumer: str, reason: str, attempts: int) -> None:
     """Idempotent by (stream, consumer, shard, position)."""
+    namespace, environment = _place(record)
     with translating():
         await pool.execute(
-            """insert into eventlog.dead_letter (stream, consumer, shard, position, key, body, reason, attempts, trace)
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing""",
+            """insert into eventlog.dead_letter (stream, consumer, shard, position, key, body, reason, attempts, trace, namespace, environment,
+                                                 logged_at_us)
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) on conflict do nothing""",
             str(record.stream),
             consumer,
             record.shard,
             record.position,
             record.key,
             record.body,
-            reason[:1000],
+            reason[:MAX_REASON],
             attempts,
             record.trace,
+            namespace,
+            environment,
+            record.committed_at_us,
         )
     log.error(
         "dead_letter",
@@ -60,14 +112,51 @@ async def set_aside(pool: Pool, record: Record, *, consumer: str, reason: str, a
     )
 
 
-async def page(
-    pool: Pool, *, stream: str | None = None, state: str | None = None, after: int = 0, limit: int = 100
-) -> list[DeadLetter]:
-    """Oldest first, without their bodies."""
-    sql = f"""select {_COLUMNS} from eventlog.dead_letter
-              where id > $1 and ($2::text is null or stream = $2) and ($3::text is null or state = $3) order by id limit $4"""
+async def failed_again(pool: Pool, numbers: Sequence[int], *, reason: str) -> list[str]:
+    """Letters that were told again wait once more. Returns the streams of those that did; one that several nodes report fails once."""
     with translating():
-        return [DeadLetter(**dict(row)) for row in await pool.fetch(sql, after, stream, state, limit)]
+        rows = await pool.fetch(
+            """update eventlog.dead_letter
+                  set state = 'waiting', reason = $2, attempts = attempts + 1, failed_at = now(), settled_at = null, settled_by = null
+                where id = any($1::bigint[]) and state in ('replaying', 'replayed') returning id, stream""",
+            list(numbers),
+            reason[:MAX_REASON],
+        )
+    for row in rows:
+        log.error("dead_letter_failed_again", letter=row["id"], stream=row["stream"], reason=reason[:200])
+    return [row["stream"] for row in rows]
+
+
+async def taken_in_again(pool: Pool, number: int) -> None:
+    """Its consumer has done at last what the letter is about."""
+    with translating():
+        await pool.execute(
+            "update eventlog.dead_letter set state = 'replayed', settled_at = now() where id = $1 and state = 'replaying'",
+            number,
+        )
+
+
+async def to_take_in_again(pool: Pool, consumer: str, limit: int) -> list[DeadLetter]:
+    """Those that an operator has asked this consumer to take in again, oldest first, with their bodies."""
+    sql = f"select {_COLUMNS}, body from eventlog.dead_letter where consumer = $1 and state = 'replaying' order by id limit $2"
+    with translating():
+        return [DeadLetter(**dict(row)) for row in await pool.fetch(sql, consumer, limit)]
+
+
+# --- operators look -----------------------------------------------------------------------------------------------------------------
+
+
+async def page(pool: Pool, which: Filter, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+    """Oldest first, without their bodies."""
+    sql = f"select {_COLUMNS} from eventlog.dead_letter where {_MATCHES} and id > $9 order by id limit $10"
+    with translating():
+        return [DeadLetter(**dict(row)) for row in await pool.fetch(sql, *msgspec.structs.astuple(which), after, limit)]
+
+
+async def count(pool: Pool, which: Filter, *, after: int = 0) -> int:
+    sql = f"select count(*) from eventlog.dead_letter where {_MATCHES} and id > $9"
+    with translating():
+        return int(await pool.fetchval(sql, *msgspec.structs.astuple(which), after))
 
 
 async def one(pool: Pool, number: int) -> DeadLetter:
@@ -79,9 +168,87 @@ async def one(pool: Pool, number: int) -> DeadLetter:
     return DeadLetter(**dict(row))
 
 
-async def settle(pool: Pool, number: int, *, state: str, by: str) -> None:
-    """Marks it replayed or discarded; the row stays."""
+async def some(pool: Pool, numbers: Sequence[int]) -> list[DeadLetter]:
+    """Those that are there, by id. With bodies only where they are no environment's: revocations, which are small."""
+    body = "case when stream = 'versions' and namespace is null and length(body) <= 65536 then body end as body"
+    sql = f"select {_COLUMNS}, {body} from eventlog.dead_letter where id = any($1::bigint[]) order by id"
     with translating():
-        await pool.execute(
-            "update eventlog.dead_letter set state = $2, settled_at = now(), settled_by = $3 where id = $1", number, state, by
+        return [DeadLetter(**dict(row)) for row in await pool.fetch(sql, list(numbers))]
+
+
+async def waiting(pool: Pool) -> dict[str, tuple[int, float]]:
+    """How many wait in each stream, and for how many seconds the oldest has."""
+    with translating():
+        rows = await pool.fetch(
+            """select stream, count(*) as waiting, extract(epoch from now() - min(created_at))::float8 as oldest_s
+                 from eventlog.dead_letter where state = 'waiting' group by stream"""
         )
+    found = {row["stream"]: (row["waiting"], row["oldest_s"]) for row in rows}
+    return {stream: found.get(stream, (0, 0.0)) for stream in STREAMS}
+
+
+# --- operators settle; in their own transaction, with its audit row -------------------------------------------------------------------
+
+
+async def replay(connection: Connection, numbers: Sequence[int], *, state: str, by: str, trace: str | None) -> list[int]:
+    """Marks those that wait as told again (``state``: replayed, or replaying when their consumer will say so). Returns which they were.
+
+    Locks them in the order of their ids until the transaction ends, so that two operators cannot tell one twice.
+    """
+    rows = await connection.fetch(
+        """with mine as (select id from eventlog.dead_letter where id = any($1::bigint[]) and state = 'waiting' order by id for update)
+           update eventlog.dead_letter d
+              set state = $2, settled_by = $3, replays = replays + 1, replay_trace = $4, settled_at = now()
+             from mine where d.id = mine.id returning d.id""",
+        list(numbers),
+        state,
+        by,
+        trace,
+    )
+    return sorted(row["id"] for row in rows)
+
+
+async def discard(connection: Connection, numbers: Sequence[int], *, by: str, note: str) -> list[int]:
+    """Those that wait need nobody's attention any more. Returns which they were."""
+    rows = await connection.fetch(
+        """with mine as (select id from eventlog.dead_letter where id = any($1::bigint[]) and state = 'waiting' order by id for update)
+           update eventlog.dead_letter d set state = 'discarded', settled_by = $2, note = $3, settled_at = now()
+             from mine where d.id = mine.id returning d.id""",
+        list(numbers),
+        by,
+        note,
+    )
+    return sorted(row["id"] for row in rows)
+
+
+async def forget_settled(pool: Pool, older_than_s: float, limit: int) -> int:
+    """Deletes some that were settled so long ago; how many."""
+    with translating():
+        rows = await pool.fetch(
+            """delete from eventlog.dead_letter where id in
+                 (select id from eventlog.dead_letter where state in ('replayed', 'discarded')
+                    and settled_at < now() - make_interval(secs => $1) order by settled_at limit $2) returning 1""",
+            older_than_s,
+            limit,
+        )
+    return len(rows)
+
+
+class _Named(msgspec.Struct):
+    namespace: str
+    environment: str
+
+
+_named: Final = msgspec.json.Decoder(_Named)
+
+
+def _place(record: Record) -> tuple[str | None, str | None]:
+    """The environment that the record is about, when it says so in a form that can be read."""
+    namespace, _, environment = record.key.partition("/")
+    try:
+        if not environment:
+            told = _named.decode(record.body)
+            namespace, environment = told.namespace, told.environment
+        return names.namespace(namespace), names.environment(environment)
+    except (ValueError, RecursionError, InvalidName):  # also what is no UTF-8, and what does not decode
+        return None, None

@@ -27,6 +27,7 @@ STATUS: Final[dict[type[e.HeliographError], int]] = {
     e.AlreadyExists: 409,
     e.IdempotencyKeyReused: 422,
     e.Contended: 409,
+    e.Incompatible: 409,
     e.Denied: 403,
     e.Unauthenticated: 401,
     e.Forbidden: 403,

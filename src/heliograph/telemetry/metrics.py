@@ -92,7 +92,24 @@ class Metrics:
             "log_gaps_total", "Positions missing in the log, each followed by a read from the owner", "stream"
         )
         self.log_append_seconds = self._histogram("log_append_seconds", "A durable append of a batch", "stream")
-        self.dead_letters = self._counter("dead_letters_total", "Records set aside after bounded retries", "stream")
+        self.dead_letters = self._counter(
+            "dead_letters_total", "Records and deliveries set aside after bounded retries", "stream"
+        )
+        self.dead_letters_failed_again = self._counter(
+            "dead_letters_failed_again_total", "Dead letters that failed once more after they were told again", "stream"
+        )
+        self.dead_letters_replayed = self._counter(
+            "dead_letters_replayed_total", "Dead letters that an operator had told again", "stream"
+        )
+        self.dead_letters_discarded = self._counter(
+            "dead_letters_discarded_total", "Dead letters that an operator discarded", "stream"
+        )
+        self.dead_letters_waiting = self._gauge(
+            "dead_letters_waiting", "Dead letters that wait for an operator; told by the registry that keeps house", "stream"
+        )
+        self.dead_letter_oldest_seconds = self._gauge(
+            "dead_letter_oldest_seconds", "How long the oldest waiting dead letter has waited", "stream"
+        )
 
     def _declare_sync(self) -> None:
         self.connections = self._gauge("connections", "Open client connections")
@@ -108,6 +125,9 @@ class Metrics:
         self.slow_consumers = self._gauge("slow_consumers", "Clients outside the fan-out set because their socket is full")
         self.slow_consumers_entered = self._counter("slow_consumers_entered_total", "Times a client left the fan-out set")
         self.resyncs = self._counter("resyncs_total", "Snapshots sent again, by cause", "cause")
+        self.quarantined_environments = self._gauge(
+            "quarantined_environments", "Environments that this node cannot bring forward; it tries on and serves what it has"
+        )
         self.bundle_answers = self._counter("bundle_answers_total", "Answers of the bundle endpoint, by kind", "kind")
         self.receipts_taken = self._counter("receipts_taken_total", "Receipts taken from clients", "state")
         self.receipts_waiting = self._gauge("receipts_waiting", "Receipts taken and not yet durable")

@@ -21,11 +21,12 @@ from heliograph.services.ledger import views
 from heliograph.services.ledger.answers import Address
 from heliograph.services.ledger.intake import MAX_ID, MAX_INT
 from heliograph.services.ledger.ledger import Ledger
-from heliograph.services.ledger.postgres import Tables
+from heliograph.services.ledger.postgres import MAX_SCHEMAS, Tables
 from heliograph.services.ledger.settings import LedgerSettings
 
 MAX_WAIT_S: Final = 30.0
 MAX_PAGE: Final = 500
+MAX_CONFIGS: Final = 100
 
 Number = Annotated[int, Path(ge=1, le=MAX_INT)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
@@ -60,6 +61,7 @@ class Api:
         router.get("/instances/{namespace}/{environment}")(self.instances)
         router.get("/drift/{namespace}/{environment}")(self.drift)
         router.get("/internal/propagations/{namespace}/{environment}/{number}", include_in_schema=False)(self.wait)
+        router.get("/internal/declared/{namespace}/{environment}", include_in_schema=False)(self.declared)
         app.include_router(router)
 
     async def propagation(self, request: Request, namespace: str, environment: str, number: Number) -> Json:
@@ -156,6 +158,18 @@ class Api:
         """Held until the share has the version or cannot any more, or the timeout (seconds) passes; then the story so far."""
         address = await self._permitted(request, Action.INTERNAL, namespace, environment)
         return Json(await self.ledger.wait(address, number, share, timeout))
+
+    async def declared(
+        self,
+        request: Request,
+        namespace: str,
+        environment: str,
+        config: Annotated[list[str], Query(min_length=1, max_length=MAX_CONFIGS)],
+    ) -> Json:
+        """The schemas that live instances declare for these configs, each with how many do and some of their ids."""
+        address = await self._permitted(request, Action.INTERNAL, namespace, environment)
+        rows = await self.tables.declared(address, [names.config(each) for each in config])
+        return Json({"items": [views.DeclaredView(**row) for row in rows], "all": len(rows) < MAX_SCHEMAS})
 
     async def _permitted(self, request: Request, action: Action, namespace: str, environment: str) -> Address:
         principal = await self.authenticator.principal(bearer_token(request))

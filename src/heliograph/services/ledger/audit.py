@@ -77,6 +77,7 @@ class Auditor:
 
     async def _never(self, audit: Audit, error: HeliographError) -> None:
         log.error("audit_set_aside", version=audit.version, code=error.code, detail=error.detail)
-        self._metrics.dead_letters.labels("deliveries").inc()
         async with self._writer.transaction():
-            await self._writer.audit_dead(audit, f"{error.code}: {error.detail}"[:1000])
+            again = await self._writer.audit_dead(audit, f"{error.code}: {error.detail}"[:1000])
+        counter = self._metrics.dead_letters_failed_again if again else self._metrics.dead_letters
+        counter.labels("deliveries").inc()

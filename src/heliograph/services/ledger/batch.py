@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from heliograph.core.errors import Invalid
 from heliograph.core.events import (
     DeletedEvent,
@@ -83,7 +85,7 @@ class Batch:
     def _add_from_sync(self, event: FromSync) -> None:
         match event:
             case Subscribed():
-                self.subscribed.setdefault((event.connection, event.subscription), event)
+                self._add_subscribed(event)
             case Unsubscribed():
                 self.unsubscribed.setdefault((event.connection, event.subscription), event)
             case Received():
@@ -96,6 +98,13 @@ class Batch:
                 if known is None or event.at_us >= known.at_us:
                     self.nodes[event.node] = event
         self.events.append(event)
+
+    def _add_subscribed(self, event: Subscribed) -> None:
+        """The first one counts; of what is declared, the last that was said."""
+        key = event.connection, event.subscription
+        known = self.subscribed.setdefault(key, event)
+        if event.declares is not None and known is not event:
+            self.subscribed[key] = msgspec.structs.replace(known, declares=event.declares)
 
     def _add_received(self, event: Received) -> None:
         key, slot, answer = (event.version, event.instance, event.subscription), _slot(event), intake.answer_in(event)

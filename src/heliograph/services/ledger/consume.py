@@ -165,20 +165,37 @@ class Consumer:
                 await self.take_in(records[:half])
                 await self.take_in(records[half:])
             else:
-                reason = f"PostgreSQL refuses it: {type(error).__name__}"
-                await self._commit(Batch(poison=[Poison(records[0], reason)]), records)
+                await self._commit(Batch(poison=[Poison(records[0], _refused(error))]), records)
+
+    async def take_in_again(self, record: Record) -> str | None:
+        """One that was set aside before; the log's marks stay. Returns what is wrong with it still. Raises Unavailable."""
+        batch = Batch()
+        batch.add(record, self._now_us())
+        if batch.poison:
+            return batch.poison[0].reason
+        try:
+            await self._write(batch, {})
+        except UNREADABLE as error:
+            return _refused(error)
+        return None
 
     async def _commit(self, batch: Batch, records: Sequence[Record]) -> None:
         for poison in batch.poison:
             await set_aside(self._pool, poison.record, consumer="ledger", reason=poison.reason, attempts=1)
             self._metrics.dead_letters.labels(str(poison.record.stream)).inc()
         progress = self._after(records)
+        await self._write(batch, progress)
+
+    async def _write(self, batch: Batch, progress: dict[Stream, Progress]) -> None:
         async with self._writer.transaction():
             earlier = await self._writer.write(batch)
+            asides = await self._writer.set_rejections_aside(batch)
             for stream, reached in progress.items():
                 await self._writer.set_progress(stream, reached)
         self._progress |= progress
         self._ledger.took_in(batch, earlier)
+        self._metrics.dead_letters.labels("deliveries").inc(asides.count("new"))
+        self._metrics.dead_letters_failed_again.labels("deliveries").inc(asides.count("again"))
         for state, count in Counter(answer.state for _, answer in batch.answers.values()).items():
             self._metrics.receipts.labels(state).inc(count)
 
@@ -187,3 +204,7 @@ class Consumer:
         for record in records:
             marks.setdefault(record.stream, dict(self._progress[record.stream].marks))[record.shard] = record.mark
         return {stream: Progress(self._progress[stream].identity, reached) for stream, reached in marks.items()}
+
+
+def _refused(error: Exception) -> str:
+    return f"PostgreSQL refuses it: {type(error).__name__}"

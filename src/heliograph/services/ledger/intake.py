@@ -23,6 +23,7 @@ from heliograph.core.events import (
     Unsubscribed,
     VersionEvent,
 )
+from heliograph.core.frames import MAX_DECLARED, MAX_DECLARED_SCHEMA
 from heliograph.core.records import Head, Version
 from heliograph.core.times import to_us
 from heliograph.services.ledger.answers import Address, Answer, Point
@@ -175,9 +176,19 @@ def _check_subscribed(event: Subscribed) -> None:
     _check_numbers(event.incarnation, event.subscription)
     if len(event.view) > MAX_SELECTORS or len(msgspec.json.encode(event.fingerprint)) > MAX_FINGERPRINT:
         raise Invalid("the view or the fingerprint is larger than the limit")
+    _check_declared(event.declares or {})
     if event.have is not None:
         _check_version(event.have.version)
         _check_numbers(event.have.epoch, event.have.number)
+
+
+def _check_declared(declares: dict[str, str]) -> None:
+    for name, schema in declares.items():
+        names.config(name)
+        if len(schema.encode()) > MAX_DECLARED_SCHEMA:
+            raise Invalid("a declared schema is larger than the limit")
+    if len(declares) > MAX_DECLARED:
+        raise Invalid("more schemas are declared than the limit")
 
 
 def _check_received(event: Received) -> None:

@@ -34,6 +34,7 @@ MEASURE_EVERY_S: Final = 5.0
 SWEEP_EVERY_S: Final = 60.0
 RETAIN_EVERY_S: Final = 3600.0
 DAYS_AHEAD: Final = 7
+DAY_US: Final = 86_400_000_000
 
 
 class Keeper:
@@ -181,6 +182,7 @@ class Keeper:
                 versions_days=settings.retention_versions_days,
                 subscriptions_days=settings.retention_subscriptions_days,
             )
+            await self._writer.forget_schemas(self._now_us() - settings.retention_subscriptions_days * DAY_US)
         if dropped:
             log.info("receipts_dropped", days=dropped)
 

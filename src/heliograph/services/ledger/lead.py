@@ -18,6 +18,7 @@ from heliograph.core.errors import Unavailable
 from heliograph.eventlog.ports import Log
 from heliograph.runtime.postgres import Pool, translating
 from heliograph.runtime.retry import attempts
+from heliograph.services.ledger.again import Again
 from heliograph.services.ledger.audit import Auditor
 from heliograph.services.ledger.consume import Consumer
 from heliograph.services.ledger.keep import DAYS_AHEAD, Keeper
@@ -55,6 +56,7 @@ class Term:
             now_us=now_us,
             on_closed=self.auditor.notice,
         )
+        self.again = Again(leader.pool, writer, self.consumer, metrics=metrics, now_us=now_us)
 
     async def run(self) -> None:
         """Until cancelled, or until the connection is gone."""
@@ -62,6 +64,7 @@ class Term:
             tasks.create_task(self.consumer.run(), name="ledger consumer")
             tasks.create_task(self.keeper.run(), name="ledger keeper")
             tasks.create_task(self.auditor.run(), name="ledger auditor")
+            tasks.create_task(self.again.run(), name="ledger takes in again")
 
 
 class Leader:

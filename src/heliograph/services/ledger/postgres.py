@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import asyncpg
 import msgspec
 
+from heliograph.core.digest import digest
 from heliograph.core.events import Received, Unsubscribed
 from heliograph.core.frames import Fingerprint
 from heliograph.core.records import Head
@@ -29,6 +30,11 @@ UNREADABLE: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationErro
 
 VERSIONS_BACK: Final = 200
 """How many versions before a time are looked through for what an instance ran then."""
+Aside = Literal["new", "again", "known"]
+MAX_GROUPS: Final = 20  # letters of one version: clients that put something of their own into each reason do not make thousands
+MAX_SAMPLE: Final = 20  # instances named in one letter
+MAX_SCHEMAS: Final = 200  # declared ones in one answer
+NO_REASON: Final = "rejected without a reason"
 
 _CHUNK: Final = 1000  # rows fetched at once where there may be very many
 
@@ -132,12 +138,35 @@ class Writer:
     async def audit_failed(self, version: str, due_us: int) -> None:
         await self._run("audit_failed", version, due_us)
 
-    async def audit_dead(self, audit: Audit, reason: str) -> None:
-        """Sets the delivery aside for an operator."""
-        await self._run("audit_dead", audit.version, msgspec.json.encode(audit.report), reason, audit.trace)
+    async def audit_dead(self, audit: Audit, reason: str) -> bool:
+        """Sets the delivery aside for an operator. Whether that had been done before, and its replay is what failed."""
+        values = (audit.version, msgspec.json.encode(audit.report), reason, audit.trace)
+        return bool(await self._connection.fetchval(SQL["audit_dead"], *values))
+
+    async def audit_again(self, version: str, due_us: int) -> str | None:
+        """The report is to be posted after all. What it was until now: dead, pending, posted; None: it is not kept any more."""
+        return cast("str | None", await self._connection.fetchval(SQL["audit_again"], version, due_us))
+
+    async def set_rejections_aside(self, batch: Batch) -> list[Aside]:
+        """Groups what instances refuse into dead letters: one for each (version, reason), at most `MAX_GROUPS` of a version."""
+        found: dict[tuple[str, str], Received] = {}
+        for event, answer in batch.answers.values():
+            if answer.state == "rejected":
+                found[event.version, answer.reason or NO_REASON] = event
+        return [await self._set_rejection_aside(event, reason) for (_, reason), event in found.items()]
+
+    async def _set_rejection_aside(self, event: Received, reason: str) -> Aside:
+        values = (event.namespace, event.environment, event.number, event.version, reason, event.received_at_us, event.trace)
+        outcome = await self._connection.fetchval(
+            SQL["set_rejection_aside"], *values, msgspec.json.encode(event), MAX_GROUPS, MAX_SAMPLE
+        )
+        return cast("Aside", outcome)
 
     async def prepare_days(self, days: int) -> None:
         await self._run("prepare_days", days)
+
+    async def forget_schemas(self, before_us: int) -> int:
+        return cast("int", await self._connection.fetchval(SQL["forget_schemas"], before_us))
 
     async def retain(self, now_us: int, *, receipts_days: int, versions_days: int, subscriptions_days: int) -> int:
         """Drops what is older; returns the number of days of receipts dropped."""
@@ -177,9 +206,16 @@ class Writer:
                     for e in rows
                 ),
             )  # fmt: skip
+            await self._write_declared(batch)
             await self._columns("end_replaced", ((e.namespace, e.environment, e.instance) for e in rows))
         ended = batch.unsubscribed.values()
         await self._columns("end_subscriptions", ((e.connection, e.subscription, e.at_us, bounded(e.reason)) for e in ended))
+
+    async def _write_declared(self, batch: Batch) -> None:
+        told = [event for event in batch.subscribed.values() if event.declares is not None]
+        texts = {digest("schema", text.encode()): text for event in told for text in (event.declares or {}).values()}
+        await self._columns("keep_schemas", sorted(texts.items()))
+        await self._columns("note_declared", ((e.connection, e.subscription, _digests(e.declares or {})) for e in told))
 
     async def _write_answers(self, batch: Batch) -> None:
         await self._columns(
@@ -291,12 +327,20 @@ class Tables:
         everyone = head.rollout is not None
         return await self._fetch("drift_page", *address, *after, gone_after_us, limit, *desired, patience_us, everyone)
 
+    async def declared(self, address: Address, configs: list[str]) -> list[asyncpg.Record]:
+        """Schemas that live instances declare for these configs, those of most instances first."""
+        return await self._fetch("declared", *address, configs, MAX_SCHEMAS, MAX_SAMPLE)
+
     async def count_behind(self, patience_us: int) -> int:
         return cast("int", (await self._fetch("drift_count", patience_us))[0]["count"])
 
     async def _fetch(self, name: str, *values: object) -> list[asyncpg.Record]:
         with translating():
             return await self._pool.fetch(SQL[name], *values)
+
+
+def _digests(declares: dict[str, str]) -> str:
+    return msgspec.json.encode({name: digest("schema", text.encode()) for name, text in declares.items()}).decode()
 
 
 def _noted(latest: Received, runs: Received | None) -> tuple[Any, ...]:

@@ -23,6 +23,32 @@ select connection, subscription, namespace, environment, instance, incarnation, 
             runs_epoch, runs_number, runs_version)
 on conflict (connection, subscription) do nothing;
 
+-- name: keep_schemas
+-- Touched again after an hour only: thousands of instances declare the same few texts.
+insert into ledger.declared_schema as known (digest, body) select * from unnest($1::text[], $2::text[])
+on conflict (digest) do update set seen_at = now() where known.seen_at < now() - interval '1 hour';
+
+-- name: note_declared
+update ledger.subscription s set declares = d.declares::jsonb
+  from unnest($1::text[], $2::bigint[], $3::text[]) as d(connection, subscription, declares)
+ where s.connection = d.connection and s.subscription = d.subscription;
+
+-- name: declared
+-- What live subscriptions of an environment declare for these configs: each schema once, with who declares it.
+select c.config, d.body as schema, count(distinct s.instance) as instances,
+       (array_agg(distinct s.instance order by s.instance))[1:$5] as sample,
+       (array_agg(distinct s.fingerprint ->> 'app'))[1:$5] as apps
+  from unnest($3::text[]) as c(config)
+  join ledger.subscription s on s.namespace = $1 and s.environment = $2 and s.until_us is null and s.declares <> '{}'
+   and s.declares ? c.config
+  left join ledger.node n using (node)
+  join ledger.declared_schema d on d.digest = s.declares ->> c.config
+ where not coalesce(n.lost, false)
+ group by c.config, d.digest, d.body order by c.config, instances desc, d.digest limit $4;
+
+-- name: forget_schemas
+select ledger.forget_schemas(to_timestamp($1::bigint / 1e6));
+
 -- name: end_replaced
 -- An instance has one live connection per environment: the newest ends the older ones at the moment it came.
 update ledger.subscription older
@@ -168,18 +194,38 @@ select version, namespace, environment, report, audit_attempts, trace
   from ledger.version where audit = 'pending' and audit_due_us <= $1 order by audit_due_us limit $2;
 
 -- name: audit_posted
-update ledger.version set audit = 'posted' where version = $1;
+-- And its dead letter, if an operator had it told again, is told.
+with posted as (update ledger.version set audit = 'posted' where version = $1 returning version)
+update eventlog.dead_letter d set state = 'replayed', settled_at = now()
+  from posted where d.consumer = 'ledger' and d.stream = 'deliveries' and d.key = posted.version and d.state = 'replaying';
 
 -- name: audit_failed
 update ledger.version set audit_attempts = audit_attempts + 1, audit_due_us = $2 where version = $1;
 
 -- name: audit_dead
+-- One letter for each report: an operator's replay that fails is the same letter again. Answers whether it was one.
 with dead as (
     update ledger.version set audit = 'dead', audit_attempts = audit_attempts + 1 where version = $1 and audit = 'pending'
-    returning version, audit_attempts
+    returning version, namespace, environment, number, audit_attempts
+), again as (
+    update eventlog.dead_letter d
+       set state = 'waiting', reason = $3, attempts = d.attempts + dead.audit_attempts, failed_at = now(), settled_at = null, settled_by = null
+      from dead where d.consumer = 'ledger' and d.stream = 'deliveries' and d.key = dead.version and d.state = 'replaying'
+    returning d.id
+), fresh as (
+    insert into eventlog.dead_letter (stream, consumer, key, body, reason, attempts, trace, namespace, environment, number, version)
+    select 'deliveries', 'ledger', version, $2, $3, audit_attempts, $4, namespace, environment, number, version from dead
+     where not exists (select from again)
 )
-insert into eventlog.dead_letter (stream, consumer, key, body, reason, attempts, trace)
-select 'deliveries', 'ledger', version, $2, $3, audit_attempts, $4 from dead;
+select exists (select from again);
+
+-- name: audit_again
+-- What it was: dead (and is pending now), pending, posted; no row when the report is not kept any more.
+with again as (update ledger.version set audit = 'pending', audit_attempts = 0, audit_due_us = $2 where version = $1 and audit = 'dead')
+select audit from ledger.version where version = $1 and audit is not null;
+
+-- name: set_rejection_aside
+select ledger.set_rejection_aside($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: version_at
 -- Of the latest epoch when several share the number.

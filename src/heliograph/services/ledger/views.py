@@ -89,6 +89,16 @@ class ThenSubscription(msgspec.Struct, frozen=True):
     ran: Running | None
 
 
+class DeclaredView(msgspec.Struct, frozen=True):
+    """One schema that live instances declare for a config; ``sample`` and ``apps`` name some of them."""
+
+    config: str
+    schema: str
+    instances: int
+    sample: list[str]
+    apps: list[str | None]
+
+
 class DriftView(msgspec.Struct, frozen=True):
     """``age_s``: since the first version that it lacks was committed, or since it subscribed when it has none.
 

@@ -45,12 +45,58 @@ class Waited(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
+class ProblemFault(msgspec.Struct, frozen=True):
+    pointer: str
+    rule: str
+    message: str
+    schema_pointer: str
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an environment does when a change would break somebody: nothing, say so, or refuse it."""
+
+    compatibility: Literal["off", "warn", "refuse"]
+
+
+class BrokenValue(msgspec.Struct, frozen=True):
+    """A config whose value does not fit the schema. Faults never hold a value."""
+
+    environment: str
+    config: str
+    faults: list[ProblemFault]
+
+
+class BrokenInstances(msgspec.Struct, frozen=True):
+    """Connected instances that declare a type which the new document does not fit; ``sample`` and ``apps`` name some of them."""
+
+    config: str
+    instances: int
+    sample: list[str]
+    apps: list[str]
+    faults: list[ProblemFault]
+
+
+class Compatibility(msgspec.Struct, frozen=True, kw_only=True):
+    """What a change breaks: ``values`` of its own environment, values ``downstream`` (the namespace's other environments), connected ``instances``.
+
+    ``unchecked``: what could not be looked at, and why.
+    """
+
+    policy: Literal["off", "warn", "refuse"]
+    compatible: bool
+    values: list[BrokenValue]
+    downstream: list[BrokenValue]
+    instances: list[BrokenInstances]
+    unchecked: list[str]
+
+
 class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A version. ``version`` is its id. ``safe``: its durability is certain; ``copies``: servers that have it.
 
     ``changes``: the configs it changed, as far as they are listed here, ``change_count`` how many. ``unchanged``: the request asked for what is there
     already, so nothing was committed. ``rebased``: the head was not the version in If-Match any more, but what came after it does not overlap.
-    ``labels``: those that name it now.
+    ``labels``: those that name it now. ``compatibility``: only when it breaks somebody and the environment's
+    policy is to warn.
     """
 
     namespace: str
@@ -78,6 +124,7 @@ class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     labels: list[str] | Left = msgspec.UNSET
     wait: Waited | Left = msgspec.UNSET
     propagation: dict[str, Any] | Left = msgspec.UNSET
+    compatibility: Compatibility | Left = msgspec.UNSET
 
 
 class VersionList(msgspec.Struct, frozen=True):
@@ -263,7 +310,12 @@ class TokenList(msgspec.Struct, frozen=True):
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter. ``event`` only when one is read: what could not be handled, without documents."""
+    """A dead letter. ``attempts``: how often it was tried in all; ``replays``: how often an operator had it told again.
+
+    ``state``: waiting; replaying (its consumer has it in hand); replayed (told again, and not refused since); discarded (``note`` says why).
+    ``instances``: of a rejected version, how many refuse it for this reason; ``sample`` names some of them. ``event`` only when one is read: what
+    could not be handled, without its documents unless they were asked for.
+    """
 
     id: int
     stream: str
@@ -271,17 +323,50 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     shard: int | None
     position: int | None
     key: str
+    namespace: str | None
+    environment: str | None
+    number: int | None
+    version: str | None
     reason: str
     attempts: int
+    replays: int
+    instances: int
+    sample: list[str]
     trace: str | None
     created_at: datetime
-    state: Literal["waiting", "replayed", "discarded"]
+    failed_at: datetime
+    state: Literal["waiting", "replaying", "replayed", "discarded"]
+    settled_at: datetime | None
+    settled_by: str | None
+    note: str | None
     event: dict[str, Any] | Left = msgspec.UNSET
 
 
 class LetterList(msgspec.Struct, frozen=True):
     items: list[Letter]
     next: str | None
+
+
+class LetterFailure(msgspec.Struct, frozen=True):
+    """A letter that could not be told again now; it waits on."""
+
+    id: int
+    code: str
+    detail: str
+
+
+class LettersSettled(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of many letters. ``matched``: how many waiting letters the request meant, from ``after`` on; ``skipped``: no longer waiting.
+
+    ``next``: give it as ``after`` to go on; null when that was all.
+    """
+
+    dry_run: bool
+    matched: int
+    done: list[int]
+    skipped: list[int]
+    failed: list[LetterFailure]
+    next: int | None
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -306,13 +391,6 @@ class Endpoints(msgspec.Struct, frozen=True):
     stream: str
     bundles: str
     ledger: str
-
-
-class ProblemFault(msgspec.Struct, frozen=True):
-    pointer: str
-    rule: str
-    message: str
-    schema_pointer: str
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -343,6 +421,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     conflict_count: int | Left = msgspec.UNSET
     source: Source | Left = msgspec.UNSET
     held_by: dict[str, list[str]] | Left = msgspec.UNSET
+    compatibility: Compatibility | Left = msgspec.UNSET
     incident: str | Left = msgspec.UNSET
 
 

@@ -23,11 +23,13 @@ from heliograph.services.registry.api.routes import add_routes
 from heliograph.services.registry.branch import Branch
 from heliograph.services.registry.changes import MAX_VERSION_BODY
 from heliograph.services.registry.commit import Commits, Signers
+from heliograph.services.registry.declarations import Declarations
 from heliograph.services.registry.deletion import Deletion
 from heliograph.services.registry.erasing import Eraser
 from heliograph.services.registry.erasure import Erasure
+from heliograph.services.registry.evolution import Evolution
 from heliograph.services.registry.labels import Labels
-from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.letters import Letters
 from heliograph.services.registry.lookback import Lookback
 from heliograph.services.registry.merging import Configs
 from heliograph.services.registry.objects import Objects
@@ -54,7 +56,7 @@ from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-LARGE = {"/versions": MAX_VERSION_BODY, "/promote": MAX_BODY}
+LARGE = {"/versions": MAX_VERSION_BODY, "/schemas-check": MAX_VERSION_BODY, "/promote": MAX_BODY}
 DATABASE_CHECK_S = 5.0
 WARM_CONNECTIONS = 3
 """Kept open and prepared: a token's look-up, a commit and the bell at the same time."""
@@ -115,7 +117,8 @@ def wire(
     commits = Commits(store, objects, Signers(keys.commit, keys.head), bell, metrics, head_life_us=head_life_us)
     configs = Configs(store, objects)
     three_way = ThreeWay(store, objects, configs)
-    publish = Publish(commits, objects, validation, three_way, Rebase(store, configs), metrics)
+    evolution = Evolution(store, objects, validation, Declarations(propagations.client))
+    publish = Publish(commits, objects, validation, evolution, three_way, Rebase(store, configs), metrics)
     renewal = Renewal(store, commits, bell, head_life_us=head_life_us)
     lookback, erasure = Lookback(pool, timeout_s=store.timeout_s), Erasure(pool, timeout_s=store.timeout_s)
 
@@ -133,7 +136,8 @@ def wire(
         promote=Promote(commits, store, objects, configs, publish, three_way),
         rollback=Rollback(commits, store, objects, three_way),
         reading=Reading(store, objects),
-        replay=Replay(pool, store, renewal, bell),
+        evolution=evolution,
+        letters=Letters(pool, store, renewal, bell, metrics),
         lookback=lookback,
         labels=Labels(store, lookback),
         past=Past(lookback, objects),
@@ -150,7 +154,7 @@ def wire(
         endpoints=_endpoints(settings),
         wait_max_s=settings.wait_max_s,
     )
-    return Upkeep(settings, store, renewal, metrics), context
+    return Upkeep(settings, pool, store, renewal, metrics), context
 
 
 async def _keys(settings: RegistrySettings, store: Store) -> LocalKeys:

@@ -73,11 +73,15 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """``body``: the answer, byte for byte what a replay will get. ``replayed``: it was committed by an earlier request with this key."""
+    """``body``: the answer, byte for byte what a replay will get. ``replayed``: it was committed by an earlier request with this key.
+
+    ``compatibility``: what it breaks, told beside the body.
+    """
 
     status: int
     body: bytes
     replayed: bool = False
+    compatibility: answers.Compatibility | None = None
 
 
 @dataclass(frozen=True, slots=True)

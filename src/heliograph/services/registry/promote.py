@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from heliograph.core import trie
+from heliograph.core.canonical import parse
 from heliograph.core.digest import spell, unspell
 from heliograph.core.errors import Conflict, Fault, Invalid, InvalidRequest, MergeConflict, NotFound, StaleBase, TooLarge
 from heliograph.core.events import MAX_EVENT_TEXT
@@ -33,7 +34,7 @@ from heliograph.core.trie import Node
 from heliograph.core.which import Which
 from heliograph.services.registry.answers import ConflictAnswer, PromotionAnswer, PromotionItem, PromotionPoint, SideName
 from heliograph.services.registry.assembling import Leaves, assembled, texts_of
-from heliograph.services.registry.changes import Change
+from heliograph.services.registry.changes import Change, Text
 from heliograph.services.registry.commit import Commits, Committed, Order, Unchanged
 from heliograph.services.registry.common_point import MANY, CommonPoints, Point, selectors_of
 from heliograph.services.registry.draft import Content, Lineage
@@ -105,17 +106,18 @@ class Promote:
         """One version of kind ``promote``, or Unchanged.
 
         Raises MergeConflict, SchemaViolation (what comes out breaks its schema), InvalidRequest (a choice that settles nothing), NotFound, Conflict
-        (a purged document), TooLarge, and what `Commits.commit` raises.
+        (a purged document), Incompatible, TooLarge, and what `Commits.commit` raises.
         """
         ends = await self._ends(order.place, asked, at)
         lineage: list[Lineage | None] = []
+        looked_at: list[Change] = []
 
         async def make(head: HeadRow) -> Content | None:
             plan = await self._plan(order.place, asked, ends, head)
             lineage[:] = [plan.lineage]
             if plan.conflicts:
                 raise _refusal(ends.source, head, plan, readable)
-            return await self._content(order.place, ends.source, plan, head)
+            return await self._content(order.place, ends.source, plan, head, looked_at)
 
         try:
             outcome = await self._commits.commit(order, make)
@@ -123,7 +125,7 @@ class Promote:
             raise await self._three_way(order, error) from None
         if isinstance(outcome, Unchanged) and lineage and lineage[0]:
             await self._note(order, ends.source, outcome.head, lineage[0])
-        return outcome
+        return await self._publish.told(order.place, looked_at, outcome)
 
     async def preview(self, place: Place, asked: Promotion, at: Which | None, readable: Readable) -> PromotionAnswer:
         """What it would do to the head, with every conflict. Changes nothing. Raises as the promotion does, but no conflict."""
@@ -273,7 +275,9 @@ class Promote:
 
         return await asyncio.to_thread(merged)
 
-    async def _content(self, place: Place, source: VersionRow, plan: Plan, head: HeadRow) -> Content | None:
+    async def _content(
+        self, place: Place, source: VersionRow, plan: Plan, head: HeadRow, looked_at: list[Change]
+    ) -> Content | None:
         changes = {name: _change(name, outcome) for name, outcome in plan.merged.items() if _does_something(name, plan)}
         leaves: Leaves = plan.taken | {name: next_leaf(change, plan.ours[name]) for name, change in changes.items()}
         leaves = {name: leaf for name, leaf in leaves.items() if leaf != plan.ours[name]}
@@ -281,9 +285,10 @@ class Promote:
             return None
         made = [changes[name] for name, leaf in leaves.items() if name in changes and leaf not in plan.sides[name]]
         await self._publish.check(place, made, leaves)
-        texts = await self._texts(place, plan.taken) | {
-            spell(each.document.digest): each.document.text for each in changes.values() if each.document
-        }
+        taken = await self._texts(place, plan.taken)
+        looked_at[:] = [*made, *_taken_over(plan.taken, taken)]
+        await self._publish.guard(place, looked_at)
+        texts = taken | {spell(each.document.digest): each.document.text for each in changes.values() if each.document}
         leaving = frozenset(name for name, leaf in leaves.items() if leaf is None)
         root = await self._objects.paths(place.namespace, head.root, leaves, leaving)
         grown = sum((leaf is not None) - (plan.ours[name] is not None) for name, leaf in leaves.items())
@@ -432,3 +437,12 @@ def _item(name: str, plan: Plan, read: Mapping[Leaf, Config], readable: Readable
         common=PromotionPoint(base.environment, base.number) if base else None,
         conflicts=conflicts_of(plan, [(name, each) for each in outcome.conflicts] if outcome else [], readable),
     )
+
+
+def _taken_over(taken: Leaves, texts: Mapping[str, bytes]) -> list[Change]:
+    """What is taken over from the source as changes of the target, of documents that are at hand: for those who may break."""
+    return [
+        Change(ConfigName(name), document=Text(text, parse(text), unspell(leaf.document)))
+        for name, leaf in taken.items()
+        if leaf and (text := texts.get(leaf.document)) is not None
+    ]

@@ -18,14 +18,14 @@ class Propagations:
     """``client``: with the ledger's base URL and a service token in its headers."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
+        self.client = client
 
     @classmethod
     def at(cls, url: str, token: str) -> Propagations:
         return cls(httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}))
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self.client.aclose()
 
     async def wait(self, place: Place, number: int, *, share: float, seconds: float) -> tuple[Waited, dict[str, Any] | None]:
         """Held until the share has applied the version, or cannot any more, or the seconds are over. Never raises: a ledger that fails is told in the
@@ -44,7 +44,7 @@ class Propagations:
     async def _ask(self, place: Place, number: int, share: float, seconds: float) -> dict[str, Any]:
         path = f"/v1/internal/propagations/{place.namespace}/{place.environment}/{number}"
         asked = {"share": share, "timeout": seconds}
-        answer = await self._client.get(path, params=asked, timeout=httpx.Timeout(seconds + MARGIN_S, connect=MARGIN_S))
+        answer = await self.client.get(path, params=asked, timeout=httpx.Timeout(seconds + MARGIN_S, connect=MARGIN_S))
         answer.raise_for_status()
         return msgspec.json.decode(answer.content, type=dict[str, Any])
 

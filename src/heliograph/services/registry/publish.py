@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -15,6 +16,7 @@ from heliograph.services.registry.assembling import Leaves, assembled, texts_of
 from heliograph.services.registry.changes import Change, Text, below
 from heliograph.services.registry.commit import Commits, Committed, Order, Unchanged
 from heliograph.services.registry.draft import Content
+from heliograph.services.registry.evolution import Evolution
 from heliograph.services.registry.heads import HeadRow, Place
 from heliograph.services.registry.merging import leaves_at, next_leaf
 from heliograph.services.registry.objects import Objects
@@ -30,8 +32,16 @@ PAUSE: Final = 50
 
 class Publish:
     def __init__(
-        self, commits: Commits, objects: Objects, validation: Validation, three_way: ThreeWay, rebase: Rebase, metrics: Metrics
+        self,
+        commits: Commits,
+        objects: Objects,
+        validation: Validation,
+        evolution: Evolution,
+        three_way: ThreeWay,
+        rebase: Rebase,
+        metrics: Metrics,
     ) -> None:
+        self._evolution = evolution
         self._metrics = metrics
         self._commits = commits
         self._three_way = three_way
@@ -42,7 +52,8 @@ class Publish:
     async def __call__(self, order: Order, changes: tuple[Change, ...]) -> Committed | Unchanged:
         """One version with all changes that change something, Unchanged if none does.
 
-        Raises SchemaViolation, InvalidSchema, NotFound (a config to delete or to give a schema is not there), and what `Commits.commit` raises.
+        Raises SchemaViolation, InvalidSchema, Incompatible, NotFound (a config to delete or to give a schema is not there), and what
+        `Commits.commit` raises.
         """
 
         async def the_same(_: bytes) -> tuple[Change, ...]:
@@ -55,27 +66,32 @@ class Publish:
 
         With ``order.rebase`` a base that is not the head any more is no obstacle while nothing since then overlaps with the changes.
         """
+        applied: list[Change] = []
         try:
             if order.rebase and order.if_match:
-                return await self._commits.commit(replace(order, if_match=None), partial(self._rebased, order, edit))
-            return await self._commits.commit(order, partial(self._edited, order.place, edit))
+                make = partial(self._rebased, order, edit, applied)
+                done = await self._commits.commit(replace(order, if_match=None), make)
+            else:
+                done = await self._commits.commit(order, partial(self._edited, order.place, edit, applied))
         except StaleBase as error:
             raise await self._three_way(order, error, edit) from None
+        return await self.told(order.place, applied, done)
 
-    async def _edited(self, place: Place, edit: Edit, base: HeadRow) -> Content | None:
-        return await self._content(place, await edit(base.root), base)
+    async def _edited(self, place: Place, edit: Edit, applied: list[Change], base: HeadRow) -> Content | None:
+        applied[:] = await edit(base.root)
+        return await self._content(place, applied, base)
 
-    async def _rebased(self, order: Order, edit: Edit, head: HeadRow) -> Content | None:
+    async def _rebased(self, order: Order, edit: Edit, applied: list[Change], head: HeadRow) -> Content | None:
         if head.version == order.if_match:
-            return await self._edited(order.place, edit, head)
-        changes, base = await self._rebase(order, edit, head)
+            return await self._edited(order.place, edit, applied, head)
+        applied[:], base = await self._rebase(order, edit, head)
         try:
-            content = await self._content(order.place, changes, head)
+            content = await self._content(order.place, applied, head)
         except SchemaViolation as error:
             raise stale(order, head, f"put together with what came since, {error.detail}") from None
         return content and replace(content, rebased=base)
 
-    async def _content(self, place: Place, changes: tuple[Change, ...], base: HeadRow) -> Content | None:
+    async def _content(self, place: Place, changes: Sequence[Change], base: HeadRow) -> Content | None:
         leaving = frozenset(change.name for change in changes if change.delete)
         root = await self._objects.paths(place.namespace, base.root, [change.name for change in changes], leaving)
         old = await leaves_at(self._objects, place.namespace, root, [change.name for change in changes])
@@ -85,10 +101,19 @@ class Publish:
             return None
         with self._metrics.publish_seconds.labels("validate").time():
             await self.check(place, changed, new)
+            await self.guard(place, changed)
         grown = sum((new[each.name] is not None) - (old[each.name] is not None) for each in changed)
         texts: dict[str, bytes] = {spell(each.document.digest): each.document.text for each in changed if each.document}
         leaves: Leaves = {each.name: new[each.name] for each in changed}
         return await assembled("publish", root, leaves, texts, texts_of(changed), base.configs + grown)
+
+    async def guard(self, place: Place, changes: Sequence[Change]) -> None:
+        """Raises Incompatible where the environment's policy refuses what would break somebody."""
+        await self._evolution.guard(place, changes)
+
+    async def told(self, place: Place, changes: Sequence[Change], done: Committed | Unchanged) -> Committed | Unchanged:
+        """The same, and where the policy warns, with what breaks. Never raises: the version stands."""
+        return await self._evolution.told(place, changes, done)
 
     async def check(self, place: Place, changed: list[Change], new: Leaves) -> None:
         """Every document against its schema. Raises one error for all faults of all configs."""

@@ -111,6 +111,14 @@ select exists (select from registry.namespace where name = $1) and not exists (s
 select environment, epoch, number, version, configs, at_us from registry.head
  where namespace = $1 and environment > $2 order by environment limit $3;
 
+-- name: policy
+select compatibility from registry.policy where namespace = $1 and environment = $2;
+
+-- name: set_policy
+insert into registry.policy (namespace, environment, compatibility, changed_by) values ($1, $2, $3, $4)
+on conflict (namespace, environment) do update
+   set compatibility = excluded.compatibility, changed_by = excluded.changed_by, changed_at = now();
+
 -- name: note
 insert into registry.audit (namespace, environment, actor, action, detail) values ($1, $2, $3, $4, $5::jsonb) returning id;
 
@@ -126,9 +134,6 @@ select id, at, namespace, environment, actor, action, detail::text as detail fro
 
 -- name: append_event
 select o_position from eventlog.append_event($1, $2, $3, $4);
-
--- name: settle_letter
-update eventlog.dead_letter set state = $2, settled_at = now(), settled_by = $3 where id = $1 and state = 'waiting';
 
 -- name: history_exists
 select exists (select from registry.head) or exists (select from registry.deleted_environment);

@@ -9,14 +9,15 @@ import asyncpg
 import msgspec
 import structlog
 
-from heliograph.core.errors import Contended, HeliographError
-from heliograph.core.events import HeadEvent
+from heliograph.core.errors import Contended, Corrupt, HeliographError
+from heliograph.core.events import HeadEvent, Replay
 from heliograph.core.records import Head, Signed
 from heliograph.core.times import to_text
+from heliograph.eventlog import dead_letters
 from heliograph.eventlog.wake import Bell
 from heliograph.runtime import retry
 from heliograph.runtime.clock import now_us
-from heliograph.runtime.postgres import Connection, translating
+from heliograph.runtime.postgres import Connection, Pool, translating
 from heliograph.services.registry.commit import Commits
 from heliograph.services.registry.draft import next_issue
 from heliograph.services.registry.heads import HeadRow, Place
@@ -44,24 +45,33 @@ class Renewal:
         self._bell = bell
         self._head_life_us = head_life_us
 
-    async def __call__(self, place: Place, base: HeadRow, *, within: Connection | None = None) -> bool:
+    async def __call__(
+        self,
+        place: Place,
+        base: HeadRow,
+        *,
+        within: Connection | None = None,
+        replay: Replay | None = None,
+        trace: str | None = None,
+    ) -> bool:
         """False: the head has moved meanwhile, which renewed it. ``within`` a transaction, whose owner rings the bell after it."""
         issued_us = next_issue(base, now_us())
         times_us = issued_us, issued_us + self._head_life_us
         said = Head.read(base.signed.payload)
         head = msgspec.structs.replace(said, issued_at=to_text(times_us[0]), expires_at=to_text(times_us[1]))
         signed = await self._commits.signed_head(head.text())
-        event = msgspec.json.encode(HeadEvent(namespace=place.namespace, environment=place.environment, head=signed))
+        told = HeadEvent(namespace=place.namespace, environment=place.environment, head=signed, trace=trace, replay=replay)
+        event = msgspec.json.encode(told)
         renewed = await self._store.renew(place, base, signed, times_us, event, within=within)
         if renewed and within is None:
             self._commits.remember(place, _renewed(base, signed, times_us))
             self._bell.ring()
         return renewed
 
-    async def insist(self, place: Place, *, within: Connection) -> None:
-        """Whatever the head is. Raises Contended."""
+    async def insist(self, place: Place, *, within: Connection, replay: Replay, trace: str | None) -> None:
+        """Whatever the head is, and says what is told again by it. Raises NotFound, Contended."""
         for attempt in range(ATTEMPTS):
-            if await self(place, await self._store.head(place), within=within):
+            if await self(place, await self._store.head(place), within=within, replay=replay, trace=trace):
                 return
             await asyncio.sleep(retry.delay(attempt, base_s=0.005, cap_s=0.1))
         raise Contended(f"{place} moves too fast to renew its head now; try again")
@@ -84,8 +94,9 @@ def _renewed(base: HeadRow, signed: Signed, times_us: tuple[int, int]) -> HeadRo
 
 
 class Upkeep:
-    def __init__(self, settings: RegistrySettings, store: Store, renewal: Renewal, metrics: Metrics) -> None:
+    def __init__(self, settings: RegistrySettings, pool: Pool, store: Store, renewal: Renewal, metrics: Metrics) -> None:
         self._settings = settings
+        self._pool = pool
         self._store = store
         self._renewal = renewal
         self._metrics = metrics
@@ -111,6 +122,7 @@ class Upkeep:
             kept_house_at = -KEEP_HOUSE_S
             while await self._holds(connection):
                 await self._renew_due()
+                await self._count_letters()
                 now = asyncio.get_running_loop().time()
                 if now - kept_house_at >= KEEP_HOUSE_S:
                     await self._keep_house()
@@ -125,12 +137,28 @@ class Upkeep:
 
     async def _renew_due(self) -> None:
         due_us = now_us() - int((self._settings.head_renew_s - self._tick_s) * 1e6)
-        while due := await self._store.heads_to_renew(due_us, BATCH):
+        renewed = 1
+        while renewed and (due := await self._store.heads_to_renew(due_us, BATCH)):
+            renewed = 0
             for place, base in due:
-                if await self._renewal(place, base):
-                    self._metrics.heads_renewed.inc()
+                renewed += await self._renewed(place, base)
         oldest = await self._store.oldest_head_us()
         self._metrics.head_age_seconds.set(0 if oldest is None else (now_us() - oldest) / 1e6)
+
+    async def _renewed(self, place: Place, base: HeadRow) -> bool:
+        """A head that cannot be read costs its own environment its freshness, and no other."""
+        try:
+            if await self._renewal(place, base):
+                self._metrics.heads_renewed.inc()
+        except (msgspec.DecodeError, Corrupt) as error:
+            log.error("head_not_renewed", namespace=place.namespace, environment=place.environment, error=type(error).__name__)
+            return False
+        return True
+
+    async def _count_letters(self) -> None:
+        for stream, (waiting, oldest_s) in (await dead_letters.waiting(self._pool)).items():
+            self._metrics.dead_letters_waiting.labels(stream).set(waiting)
+            self._metrics.dead_letter_oldest_seconds.labels(stream).set(oldest_s)
 
     async def _keep_house(self) -> None:
         dropped = await self._store.keep_partitions(
@@ -139,4 +167,7 @@ class Upkeep:
         forgotten = 0
         while count := await self._store.forget_answers(self._settings.idempotency_keep_s, FORGET_BATCH):
             forgotten += count
-        log.info("house_kept", partitions_dropped=dropped, answers_forgotten=forgotten)
+        letters = 0
+        while count := await dead_letters.forget_settled(self._pool, self._settings.letter_keep_s, FORGET_BATCH):
+            letters += count
+        log.info("house_kept", partitions_dropped=dropped, answers_forgotten=forgotten, letters_forgotten=letters)

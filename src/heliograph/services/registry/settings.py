@@ -41,6 +41,12 @@ class RegistrySettings(DatabaseSettings):
 
     # well beyond any client's retries
     idempotency_keep_s: float = Field(7 * 86400.0, gt=0, description="seconds an idempotency key is remembered")
+    # long enough to ask afterwards what was done, and why
+    letter_keep_s: float = Field(
+        30 * 86400.0,
+        gt=0,
+        description="seconds a dead letter is kept after it was told again or discarded; one that waits stays",
+    )
     event_keep_days: int = Field(7, ge=1, description="days that events and receipts stay in PostgreSQL's log")
     kafka_bootstrap: str = Field("", description="set when the log is Kafka: events are then kept until they are relayed")
 

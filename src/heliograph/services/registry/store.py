@@ -28,6 +28,7 @@ from heliograph.services.registry.heads import HeadRow, Place, VersionRow, signa
 from heliograph.services.registry.statements import SQL
 
 Swapped = Literal["committed", "moved", "replayed", "reused", "missing", "exists"]
+Compatibility = Literal["off", "warn", "refuse"]
 MAX_NUMBER = 2**53
 SHOWN_NAMES = 20  # in a list of versions
 
@@ -305,7 +306,20 @@ class Store(Database):
             for row in await self._rows("environments", namespace, after, limit)
         ]
 
-    # --- audit, events, letters ---------------------------------------------------------------------------------------------------
+    # --- policies -----------------------------------------------------------------------------------------------------------------
+
+    async def policy(self, place: Place) -> Compatibility | None:
+        row = await self._row("policy", place.namespace, place.environment)
+        return None if row is None else row["compatibility"]
+
+    @staticmethod
+    async def set_policy(connection: Connection, place: Place, policy: Compatibility, by: str) -> Compatibility | None:
+        """In the caller's transaction. What it was before; None: it was never set."""
+        before: Compatibility | None = await connection.fetchval(SQL["policy"], place.namespace, place.environment)
+        await connection.execute(SQL["set_policy"], place.namespace, place.environment, policy, by)
+        return before
+
+    # --- audit, events ------------------------------------------------------------------------------------------------------------
 
     async def note(
         self,
@@ -330,11 +344,6 @@ class Store(Database):
     @staticmethod
     async def append_event(connection: Connection, shard: int, key: str, body: bytes, trace: str | None) -> None:
         await connection.execute(SQL["append_event"], shard, key, body, trace)
-
-    @staticmethod
-    async def settle_letter(connection: Connection, number: int, state: str, by: str) -> bool:
-        """False: somebody settled it before."""
-        return (await connection.execute(SQL["settle_letter"], number, state, by)).endswith(" 1")
 
     async def keep_partitions(self, *, days_ahead: int, keep_days: int, relayed: bool) -> int:
         """Makes the log's next days and drops old ones; how many were dropped."""

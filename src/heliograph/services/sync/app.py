@@ -10,7 +10,6 @@ import asyncio
 import gc
 import secrets
 from dataclasses import dataclass
-from functools import partial
 
 import structlog
 
@@ -56,6 +55,7 @@ class Node:
 
     async def close(self) -> None:
         await self.stream.close()
+        await self.follower.close()
         await self.introspector.close()
         await self.registry.close()
         await self.events.close()
@@ -98,7 +98,6 @@ async def _open(settings: SyncSettings) -> Node:
     stream = Stream(hub, introspector, settings)
     hub.check_renewal = stream.renew
     reader = events.reader(LogStream.VERSIONS)
-    set_aside = partial(_set_aside, letters, metrics)
     return Node(
         settings=settings,
         metrics=metrics,
@@ -110,19 +109,36 @@ async def _open(settings: SyncSettings) -> Node:
         outbox=outbox,
         hub=hub,
         stream=stream,
-        follower=Follower(reader, registry, hub, settings, metrics, set_aside=set_aside, revoked=revoked),
+        follower=Follower(reader, registry, hub, settings, metrics, letters=_Letters(letters, metrics), revoked=revoked),
     )
 
 
-async def _set_aside(letters: Pool | None, metrics: Metrics, record: Record, reason: str, attempts: int) -> None:
-    metrics.dead_letters.labels(str(record.stream)).inc()
-    try:
-        if letters is not None:
-            await dead_letters.set_aside(letters, record, consumer="sync", reason=reason, attempts=attempts)
-            return
-        log.error("dead_letter_without_a_table", position=record.position, shard=record.shard, reason=reason)
-    except HeliographError as error:
-        log.error("dead_letter_not_stored", error=error.code, position=record.position, shard=record.shard)
+class _Letters:
+    """Into the table of dead letters, or, where this node has no database, into the log alone. Implements `follow.Letters`."""
+
+    def __init__(self, pool: Pool | None, metrics: Metrics) -> None:
+        self._pool = pool
+        self._metrics = metrics
+
+    async def set_aside(self, record: Record, reason: str, attempts: int) -> None:
+        self._metrics.dead_letters.labels(str(record.stream)).inc()
+        try:
+            if self._pool is not None:
+                await dead_letters.set_aside(self._pool, record, consumer="sync", reason=reason, attempts=attempts)
+                return
+            log.error("dead_letter_without_a_table", position=record.position, shard=record.shard, reason=reason)
+        except HeliographError as error:
+            log.error("dead_letter_not_stored", error=error.code, position=record.position, shard=record.shard)
+
+    async def failed_again(self, letters: tuple[int, ...], reason: str) -> None:
+        try:
+            if self._pool is not None:
+                for stream in await dead_letters.failed_again(self._pool, letters, reason=reason):
+                    self._metrics.dead_letters_failed_again.labels(stream).inc()
+                return
+            log.error("dead_letter_failed_again", letters=letters, reason=reason)
+        except HeliographError as error:
+            log.error("dead_letter_not_stored", error=error.code, letters=letters)
 
 
 async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event) -> None:

@@ -182,6 +182,11 @@ class Environment:
         """Everything, for a reader whose state is in doubt; with the path from `have` where it is known."""
         return _parts(self._snapshot(subscription, view, have))
 
+    def pushed_again(self, subscription: int, view: View, have: Cursor | None, trace: str | None) -> list[bytes]:
+        """Everything, for a reader that refused it before: it is to answer at once, under this trace."""
+        frame = self._snapshot(subscription, view, have)
+        return _parts(msgspec.structs.replace(frame, answer="now", trace=trace))
+
     def _frame(self, subscription: int, view: View, have: Cursor | None) -> SnapshotFrame | DeltaFrame | AdvanceFrame:
         past = self._past.get(have.number) if have else None
         if have is None or past is None or past[0] != have:

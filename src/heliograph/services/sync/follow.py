@@ -2,21 +2,23 @@
 
 Start: note the end of the log, load every environment from the registry, then consume from there. Per environment, version last + 1 is applied,
 what is there already is dropped, and on a gap (or anything that does not add up) the environment is read from the registry again. An environment
-that cannot be brought forward is quarantined: its event goes to the dead letters, it is tried again with backoff, and all others go on.
+that cannot be brought forward is quarantined: its event goes to the dead letters, it is tried again with backoff, and all others go on. An operator's
+replay of such a letter is one more try; when that fails too, the letter is told so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Final
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 
 from heliograph.core.delta import Entry, read_leaf
-from heliograph.core.errors import Corrupt, HeliographError, NotFound, Unavailable
+from heliograph.core.errors import HeliographError, NotFound, Unavailable
 from heliograph.core.events import (
     ChangedConfig,
     DeletedEvent,
@@ -41,10 +43,33 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 LOADS_AT_ONCE: Final = 4
-RELOADS_BEFORE_DEAD_LETTER: Final = 3
 _decode = msgspec.json.Decoder(FromRegistry).decode
-SetAside = Callable[[Record, str, int], Awaitable[None]]
 Revoked = Callable[[tuple[str, ...]], None]
+_POISON: Final = (HeliographError, msgspec.DecodeError, KeyError, ValueError, RecursionError)
+"""What a record or a state can make our own code raise. It costs its environment, never the node."""
+
+
+class Letters(Protocol):
+    """Where what cannot be brought forward goes. Never raises."""
+
+    async def set_aside(self, record: Record, reason: str, attempts: int) -> None: ...
+
+    async def failed_again(self, letters: tuple[int, ...], reason: str) -> None:
+        """These were told again, and it does not work."""
+        ...
+
+
+@dataclass(slots=True)
+class Mend:
+    """An environment that is being read again. ``record``: the newest that asked for it; ``again``: once more, from the beginning;
+    ``replays``: letters that wait for how it goes."""
+
+    record: Record | None
+    again: bool = False
+    replays: set[int] = field(default_factory=set)
+    failures: int = 0
+    set_aside: bool = False
+    task: asyncio.Task[None] | None = None
 
 
 class Follower:
@@ -56,7 +81,7 @@ class Follower:
         settings: SyncSettings,
         metrics: Metrics,
         *,
-        set_aside: SetAside,
+        letters: Letters,
         revoked: Revoked,
     ) -> None:
         self._reader = reader
@@ -64,10 +89,9 @@ class Follower:
         self._hub = hub
         self._settings = settings
         self._metrics = metrics
-        self._set_aside = set_aside
+        self._letters = letters
         self._revoked = revoked
-        self._mending: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._again: dict[tuple[str, str], Record | None] = {}
+        self._mending: dict[tuple[str, str], Mend] = {}
         hub.look_for = self._seek
 
     async def load(self) -> Marks:
@@ -89,23 +113,28 @@ class Follower:
                         await self._take(item, read_us)
                 self._metrics.log_records_read.labels("versions").inc(len(batch))
         finally:
-            for task in self._mending.values():
-                task.cancel()
-            await asyncio.gather(*self._mending.values(), return_exceptions=True)
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends what is still being mended."""
+        mending = [each.task for each in self._mending.values() if each.task]
+        for task in mending:
+            task.cancel()
+        await asyncio.gather(*mending, return_exceptions=True)
 
     # --- records ---
 
     async def _take(self, record: Record, read_us: int) -> None:
         try:
             event = _decode(record.body)
-        except msgspec.DecodeError:
-            await self._set_aside(record, "the event cannot be read", 1)
+        except (msgspec.DecodeError, RecursionError):
+            await self._letters.set_aside(record, "the event cannot be read", 1)
             return
         match event:
             case RevokedEvent(tokens=tokens):
                 self._revoked(tokens)
             case HeadEvent():
-                self._renew(event)
+                self._take_head(record, event)
             case VersionEvent():
                 await self._advance(record, event, read_us)
             case DeletedEvent():
@@ -116,9 +145,8 @@ class Follower:
     def _remove(self, event: DeletedEvent) -> None:
         """What is being read of it was read before this. Should it have been restored since, its next head brings it back."""
         key = (event.namespace, event.environment)
-        self._again.pop(key, None)
-        if mending := self._mending.pop(key, None):
-            mending.cancel()
+        if (mend := self._mending.pop(key, None)) and mend.task:
+            mend.task.cancel()
         where, until = f"{event.namespace}/{event.environment}", to_text(event.erase_at_us)
         self._hub.no_environment(
             event.namespace, event.environment, f"the environment {where} was deleted; it can be restored until {until}"
@@ -129,12 +157,27 @@ class Follower:
             if environment.namespace == namespace:
                 environment.forget_past()
 
+    def _take_head(self, record: Record, event: HeadEvent) -> None:
+        try:
+            self._renew(event)
+        except _POISON as error:
+            log.warning(
+                "head_does_not_fit", namespace=event.namespace, environment=event.environment, error=type(error).__name__
+            )
+            self._mend(event.namespace, event.environment, record)
+
     def _renew(self, event: HeadEvent) -> None:
-        room = self._hub.room(event.namespace, event.environment)
-        if room is None or Head.read(event.head.payload).number > room.environment.cursor.number:
-            self._mend(event.namespace, event.environment, None)
-        elif room.environment.renew(event.head):
+        key = (event.namespace, event.environment)
+        room = self._hub.room(*key)
+        behind = room is None or Head.read(event.head.payload).number > room.environment.cursor.number
+        if behind:
+            self._mend(*key, None)
+        if event.replay and (mend := self._mending.get(key)):
+            mend.replays.update(event.replay.letters)
+        if not behind and room and room.environment.renew(event.head):
             self._hub.renewed(room.environment)
+        if room and event.replay and event.replay.push:
+            self._hub.push_again(room.environment, event.trace)
 
     async def _advance(self, record: Record, event: VersionEvent, read_us: int) -> None:
         room = self._hub.room(event.namespace, event.environment)
@@ -153,7 +196,7 @@ class Follower:
             return
         try:
             await self._commit(environment, event)
-        except (HeliographError, msgspec.DecodeError, KeyError, ValueError) as error:
+        except _POISON as error:
             log.warning(
                 "event_does_not_fit", namespace=event.namespace, environment=event.environment, error=type(error).__name__
             )
@@ -181,36 +224,36 @@ class Follower:
         for environment in list(self._hub.environments()):
             if shard_of(environment.namespace, environment.environment) == shard:
                 self._mend(environment.namespace, environment.environment, None)
-        self._start(("", ""), self._find_new(shard))
+        self._start(("", str(shard)), Mend(None), lambda _: self._find_new(shard))
 
     def _seek(self, namespace: str, environment: str) -> None:
         """Somebody asks for an environment that is not here."""
-        self._start((namespace, environment), self._reload_until_right(namespace, environment, None))
+        self._start((namespace, environment), Mend(None), partial(self._reload_until_right, namespace, environment))
 
     def _mend(self, namespace: str, environment: str, record: Record | None) -> None:
-        key = (namespace, environment)
-        if key in self._mending:
-            self._again[key] = record  # what is being read may have been read before this was committed
+        """One at a time for each environment; what is being read may have been read before this was committed, so it is read again then."""
+        if mend := self._mending.get((namespace, environment)):
+            mend.record = record or mend.record
+            mend.again = True
         else:
-            self._start(key, self._reload_until_right(namespace, environment, record))
+            self._start((namespace, environment), Mend(record), partial(self._reload_until_right, namespace, environment))
 
-    def _start(self, key: tuple[str, str], work: Awaitable[None]) -> None:
-        if key in self._mending:
-            work.close()  # type: ignore[attr-defined]  # one at a time
-            return
-        task = asyncio.ensure_future(work)
-        self._mending[key] = task
-        task.add_done_callback(lambda _: self._mended(key, task))
+    def _start(self, key: tuple[str, str], mend: Mend, work: Callable[[Mend], Coroutine[Any, Any, None]]) -> None:
+        if key not in self._mending:
+            self._mending[key] = mend
+            mend.task = asyncio.create_task(work(mend))
+            mend.task.add_done_callback(partial(self._mended, key, mend))
 
-    def _mended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
-        if self._mending.get(key) is not task:
-            return
-        del self._mending[key]
-        if key in self._again and not task.cancelled():
-            self._mend(*key, self._again.pop(key))
+    def _mended(self, key: tuple[str, str], mend: Mend, task: asyncio.Task[None]) -> None:
+        if self._mending.get(key) is mend:
+            del self._mending[key]
+        self._count_quarantined()
+        if not task.cancelled() and (error := task.exception()):
+            log.error("mending_failed", exc_info=error)  # the next record of it tries again
 
-    async def _reload_until_right(self, namespace: str, name: str, record: Record | None) -> None:
-        async for attempt in attempts():
+    async def _reload_until_right(self, namespace: str, name: str, mend: Mend) -> None:
+        async for _ in attempts(base_s=self._settings.reload_backoff_s):
+            mend.again = False
             try:
                 await self._load(namespace, name)
             except NotFound as missing:
@@ -218,15 +261,26 @@ class Follower:
                 return
             except Unavailable:
                 continue
-            except (Corrupt, HeliographError, msgspec.DecodeError) as error:
-                log.error("environment_quarantined", namespace=namespace, environment=name, error=type(error).__name__)
-                if record is not None and attempt + 1 == RELOADS_BEFORE_DEAD_LETTER:
-                    await self._set_aside(
-                        record, f"{namespace}/{name} cannot be brought forward: {type(error).__name__}", attempt + 1
-                    )
+            except _POISON as error:
+                await self._quarantine(namespace, name, mend, error)
                 continue
-            if not self._behind(namespace, name, record):
+            if not mend.again and not self._behind(namespace, name, mend.record):
                 return
+
+    async def _quarantine(self, namespace: str, name: str, mend: Mend, error: Exception) -> None:
+        log.error("environment_quarantined", namespace=namespace, environment=name, error=type(error).__name__)
+        mend.failures += 1
+        self._count_quarantined()
+        reason = f"{namespace}/{name} cannot be brought forward: {type(error).__name__}"
+        if mend.replays:
+            replayed, mend.replays = tuple(sorted(mend.replays)), set()
+            await self._letters.failed_again(replayed, reason)
+        if mend.record and mend.failures >= self._settings.reload_attempts and not mend.set_aside:
+            mend.set_aside = True
+            await self._letters.set_aside(mend.record, reason, mend.failures)
+
+    def _count_quarantined(self) -> None:
+        self._metrics.quarantined_environments.set(sum(1 for each in self._mending.values() if each.failures))
 
     def _behind(self, namespace: str, name: str, record: Record | None) -> bool:
         """Whether the registry's answer was older than the event that asked for it."""
@@ -240,16 +294,14 @@ class Follower:
         async for each in self._registry.heads():
             known = self._hub.room(each.namespace, each.environment)
             if known is None and shard_of(each.namespace, each.environment) == shard:
-                with suppress(NotFound):  # deleted meanwhile
-                    await self._load(each.namespace, each.environment)
+                self._mend(each.namespace, each.environment, None)
 
     async def _load_all(self) -> None:
         gate = asyncio.Semaphore(LOADS_AT_ONCE)
 
         async def load(namespace: str, environment: str) -> None:
             async with gate:
-                with suppress(NotFound):  # deleted meanwhile
-                    await self._load(namespace, environment)
+                await self._load_or_mend(namespace, environment)
 
         heads = [each async for each in self._registry.heads()]
         try:
@@ -258,6 +310,16 @@ class Follower:
                     group.create_task(load(each.namespace, each.environment))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
+
+    async def _load_or_mend(self, namespace: str, name: str) -> None:
+        """An environment that is broken does not keep the node from serving all others. Raises Unavailable."""
+        try:
+            await self._load(namespace, name)
+        except Unavailable:
+            raise
+        except _POISON as error:
+            log.error("environment_quarantined", namespace=namespace, environment=name, error=type(error).__name__)
+            self._mend(namespace, name, None)
 
     async def _load(self, namespace: str, name: str) -> None:
         state = await self._registry.state(namespace, name)

@@ -30,7 +30,18 @@ from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.receipts import Outbox
-from heliograph.services.sync.session import Answered, Close, Effect, Opened, Renewed, Reset, Send, Session, Subscriber
+from heliograph.services.sync.session import (
+    Answered,
+    Close,
+    Declared,
+    Effect,
+    Opened,
+    Renewed,
+    Reset,
+    Send,
+    Session,
+    Subscriber,
+)
 from heliograph.services.sync.settings import SyncSettings
 from heliograph.telemetry.metrics import Metrics
 
@@ -40,6 +51,8 @@ SLICE_US: Final = 15_000
 """Of sending at a stretch: some two thousand clients at 5 to 7 µs each. What else waits for the loop is late by that at most."""
 SLICE: Final = 50
 """Connections between two looks at the clock."""
+PUSH_SLICE: Final = 50
+"""Snapshots sent again between two turns of the loop: they are larger than deltas."""
 ALIVE_S: Final = 2.0
 TICK_S: Final = 0.5
 FIND_S: Final = 5.0
@@ -195,6 +208,10 @@ class Hub:
         """The head was signed again: spread it over a minute."""
         self._spawn(self._spread_head(self._rooms[environment.namespace, environment.environment]))
 
+    def push_again(self, environment: Environment, trace: str | None) -> None:
+        """An operator has the head told again to those who are not known to run it: in the background, each answers at once."""
+        self._spawn(self._push_again(self._rooms[environment.namespace, environment.environment], trace))
+
     def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool:
         room = self.room(namespace, environment)
         return room is not None and room.environment.knows(cursor)
@@ -272,6 +289,10 @@ class Hub:
                 self._store(connection, receipt, seq)
             case Reset(subscriber, have, cause):
                 self._reset(connection, subscriber, have, cause)
+            case Declared(subscribers):
+                for subscriber in subscribers:
+                    if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
+                        self._report_joined(subscriber)
             case Opened(hello, subscribers):
                 self._open(connection, hello, subscribers)
             case Renewed(token):
@@ -292,7 +313,7 @@ class Hub:
 
     def _join(self, room: Room, arrival: Arrival) -> None:
         room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
-        self._report_joined(arrival.subscriber, arrival.hello)
+        self._report_joined(arrival.subscriber)
         self._catch_up(arrival.connection, arrival.subscriber, first=True)
 
     def may_speak_for(self, instance: str, token: str, incarnation: int) -> bool:
@@ -429,6 +450,23 @@ class Hub:
             self._frames_sent.inc(len(members))
         return sent
 
+    async def _push_again(self, room: Room, trace: str | None) -> None:
+        everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
+        made: dict[tuple[Group, Cursor | None, Cursor], list[bytes]] = {}
+        for index, (subscriber, connection) in enumerate(everybody):
+            if index % PUSH_SLICE == PUSH_SLICE - 1:
+                await asyncio.sleep(0)
+            head = room.environment.cursor
+            if subscriber.runs == head or connection.paused_us or connection.session not in self._connections:
+                continue
+            key = ((subscriber.view, subscriber.id), subscriber.runs, head)
+            if key not in made:
+                made[key] = room.environment.pushed_again(subscriber.id, subscriber.view, subscriber.runs, trace)
+            subscriber.cursor = head
+            for part in made[key]:
+                connection.pipe.send(part)
+            self._metrics.resyncs.labels("replay").inc()
+
     async def _spread_head(self, room: Room) -> None:
         everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
         pause = self._settings.head_spread_s * SLICE / max(len(everybody), 1)
@@ -446,8 +484,11 @@ class Hub:
 
     # --- reports ---
 
-    def _report_joined(self, subscriber: Subscriber, hello: frames.Hello) -> None:
+    def _report_joined(self, subscriber: Subscriber) -> None:
+        """Also once more, when what it declares has changed."""
         session = subscriber.session
+        declares, subscriber.declares = subscriber.declares, None
+        assert session.fingerprint, "nothing is known of a session before its hello"
         self._outbox.put(
             Subscribed(
                 namespace=subscriber.namespace,
@@ -460,9 +501,10 @@ class Hub:
                 node=self.node,
                 region=self._settings.region,
                 token=session.principal.id,
-                fingerprint=hello.fingerprint,
+                fingerprint=session.fingerprint,
                 have=subscriber.cursor,
                 at_us=now_us(),
+                declares=declares,
             ),
             session.instance,
         )

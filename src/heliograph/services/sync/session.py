@@ -8,6 +8,7 @@ there to be sent to it, and that no input makes it raise: what is wrong closes t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -33,7 +34,7 @@ _decode = msgspec.json.Decoder(frames.FromClient).decode
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One subscription of one session. ``cursor``: the head it was last sent, or claims to have; None: nothing."""
+    """One subscription of one session. ``cursor``: the head it was last sent, or claims to have; None: nothing. ``runs``: what it said it runs."""
 
     session: Session
     id: int
@@ -41,6 +42,12 @@ class Subscriber:
     environment: str
     view: View
     cursor: Cursor | None
+    runs: Cursor | None = None
+    declares: frames.Declares | None = None  # until it is reported; the ledger keeps it
+
+    def answered(self, receipt: frames.Receipt) -> None:
+        if receipt.state in ("applied", "unaffected") and (self.runs is None or receipt.number > self.runs.number):
+            self.runs = Cursor(receipt.epoch, receipt.number, receipt.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,13 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Declared:
+    """What these subscriptions can read is another thing now."""
+
+    subscribers: tuple[Subscriber, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     frame: frames.FromServer
 
@@ -86,7 +100,7 @@ class Close:
     reason: str
 
 
-Effect = Opened | Answered | Reset | Send | Renewed | Close
+Effect = Opened | Answered | Reset | Declared | Send | Renewed | Close
 
 
 class History(Protocol):
@@ -113,6 +127,7 @@ class Session:
     incarnation: int = 0
     subscribers: dict[int, Subscriber] = field(default_factory=dict)
     heard_us: int = 0
+    fingerprint: frames.Fingerprint | None = None
 
     def take(self, text: bytes, now_us: int) -> list[Effect]:
         """Everything one text message means. Never raises for what a client sends."""
@@ -152,7 +167,7 @@ class Session:
         subscribers = tuple(self._subscribed(each) for each in hello.subscriptions)
         if len({each.id for each in subscribers}) != len(subscribers):
             raise InvalidRequest("two subscriptions have the same id")
-        self.instance, self.incarnation = hello.instance, hello.incarnation
+        self.instance, self.incarnation, self.fingerprint = hello.instance, hello.incarnation, hello.fingerprint
         self.subscribers = {each.id: each for each in subscribers}
         return Opened(hello, subscribers)
 
@@ -163,7 +178,9 @@ class Session:
         allow(self.principal, Action.CONNECT, namespace, environment)
         if wanted.have is not None:
             _check_cursor(wanted.have)
-        return Subscriber(self, wanted.id, namespace, environment, names.view(wanted.view), wanted.have)
+        subscriber = Subscriber(self, wanted.id, namespace, environment, names.view(wanted.view), wanted.have, wanted.have)
+        subscriber.declares = wanted.declares or None
+        return subscriber
 
     def _subscriber(self, number: int) -> Subscriber:
         if (found := self.subscribers.get(number)) is None:
@@ -171,7 +188,10 @@ class Session:
         return found
 
     def _answered(self, receipt: frames.Receipt, now_us: int) -> Effect:
-        return Answered(received(receipt, self._subscriber(receipt.subscription), self.history, now_us), receipt.seq)
+        subscriber = self._subscriber(receipt.subscription)
+        stored = received(receipt, subscriber, self.history, now_us)
+        subscriber.answered(receipt)
+        return Answered(stored, receipt.seq)
 
     def _alive(self, heartbeat: frames.Heartbeat, now_us: int) -> list[Effect]:
         effects: list[Effect] = [Send(frames.HeartbeatAck(echo_us=heartbeat.sent_at_us, received_at_us=now_us))]
@@ -181,7 +201,20 @@ class Session:
                 raise InvalidRequest("a heartbeat for a subscription that is not there")
             if self.history.view_digest(subscriber) not in ("", digest):
                 effects.append(Reset(subscriber, subscriber.cursor, "heartbeat"))
+        if heartbeat.declares:
+            effects.append(self._declared(heartbeat.declares))
         return effects
+
+    def _declared(self, told: dict[str, frames.Declares]) -> Declared:
+        _check_declared(told.values())
+        changed = []
+        for text, declares in told.items():
+            if not (text.isascii() and text.isdigit() and len(text) < 11):
+                raise InvalidRequest("schemas are declared for a subscription that is not there")
+            subscriber = self._subscriber(int(text))
+            subscriber.declares = declares
+            changed.append(subscriber)
+        return Declared(tuple(changed))
 
 
 def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, now_us: int) -> Received:
@@ -240,8 +273,19 @@ def _check_hello(hello: frames.Hello) -> None:
         raise InvalidRequest(f"a connection has 1 to {frames.MAX_SUBSCRIPTIONS} subscriptions")
     if not 0 <= hello.incarnation < 1 << 63:
         raise InvalidRequest("an incarnation is a number from 0 to 2^63 - 1")
+    _check_declared(each.declares for each in hello.subscriptions if each.declares)
     if hello.public_key is not None and len(hello.public_key) > MAX_TEXT:
         raise MalformedFrame("a public key of that length is none")
+
+
+def _check_declared(told: Iterable[frames.Declares]) -> None:
+    schemas = [(name, schema) for declares in told for name, schema in declares.items()]
+    for name, schema in schemas:
+        names.config(name)
+        if len(schema.encode()) > frames.MAX_DECLARED_SCHEMA:
+            raise InvalidRequest(f"a declared schema has at most {frames.MAX_DECLARED_SCHEMA:,} bytes")
+    if len(schemas) > frames.MAX_DECLARED:
+        raise InvalidRequest(f"at most {frames.MAX_DECLARED} schemas are declared on one connection")
 
 
 def _check_cursor(cursor: Cursor) -> None:

@@ -35,3 +35,8 @@ class SyncSettings(LogSettings):
         256, ge=1, description="versions per environment from which deltas are made; from older ones: snapshots"
     )
     frame_cache_bytes: int = Field(64 * 1024 * 1024, ge=0, description="bytes of encoded frames kept per environment's head")
+    # with full jitter: the third attempt comes within a second, a quarantined environment is then tried every few seconds
+    reload_backoff_s: float = Field(0.2, gt=0, description="bound of the first pause before an environment is read again")
+    reload_attempts: int = Field(
+        3, ge=1, description="times an environment may fail to load before the event that asked for it becomes a dead letter"
+    )

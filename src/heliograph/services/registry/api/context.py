@@ -20,9 +20,10 @@ from heliograph.services.registry.branch import Branch
 from heliograph.services.registry.commit import Commits
 from heliograph.services.registry.deletion import Deletion
 from heliograph.services.registry.erasure import Erasure
+from heliograph.services.registry.evolution import Evolution
 from heliograph.services.registry.heads import Place, VersionRow
 from heliograph.services.registry.labels import Labels
-from heliograph.services.registry.letters import Replay
+from heliograph.services.registry.letters import Letters
 from heliograph.services.registry.lookback import Lookback
 from heliograph.services.registry.past import Past
 from heliograph.services.registry.patching import Patching
@@ -49,7 +50,8 @@ class Context:
     promote: Promote
     rollback: Rollback
     reading: Reading
-    replay: Replay
+    evolution: Evolution
+    letters: Letters
     lookback: Lookback
     labels: Labels
     past: Past

@@ -10,6 +10,7 @@ from heliograph.services.registry.api.configs import Configs
 from heliograph.services.registry.api.context import Context
 from heliograph.services.registry.api.deletion import Deletion
 from heliograph.services.registry.api.environments import Environments
+from heliograph.services.registry.api.evolution import Evolving
 from heliograph.services.registry.api.internal import Internal
 from heliograph.services.registry.api.labels import Labels
 from heliograph.services.registry.api.letters import Letters
@@ -27,6 +28,7 @@ SUBJECTS = (
     Configs,
     Versions,
     Promotions,
+    Evolving,
     Labels,
     Past,
     Purges,

@@ -25,7 +25,7 @@ from heliograph.services.registry.changes import MAX_CHANGES, message, read_many
 from heliograph.services.registry.heads import Place
 
 HISTORY_PAGE: Final = 500
-_CHANGES: Final[dict[str, Any]] = {
+CHANGES: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["changes"],
     "additionalProperties": False,
@@ -76,7 +76,7 @@ class Versions:
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/v1/namespaces/{namespace}/environments/{environment}", tags=["versions"])
         written = gives(201, VersionAnswer) | gives(200, VersionAnswer, "nothing to change: the current version")
-        router.post("/versions", status_code=201, responses=written, openapi_extra=takes(_CHANGES, WRITE_HEADERS))(self.publish)
+        router.post("/versions", status_code=201, responses=written, openapi_extra=takes(CHANGES, WRITE_HEADERS))(self.publish)
         router.get("/versions", responses=gives(200, VersionList))(self.list_versions)
         router.get("/versions/{which}", responses=gives(200, VersionAnswer))(self.one)
         router.get("/diff", responses=gives(200, DiffAnswer))(self.diff)

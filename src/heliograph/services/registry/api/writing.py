@@ -57,6 +57,8 @@ async def answer(context: Context, request: Request, place: Place, outcome: Comm
         with context.metrics.publish_seconds.labels("wait").time():
             waited, story = await context.propagations.wait(place, which.number, share=wait.share, seconds=wait.seconds)
         body = _with(body, {"wait": waited} | ({"propagation": story} if story is not None else {}))
+    if done.compatibility:
+        body = _with(body, {"compatibility": done.compatibility})
     return RawJson(body, done.status, headers)
 
 
