@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
-import logging
 import ssl
-import threading
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Generic, Protocol, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
-from heliograph.client import _client
+from heliograph.client._background import Background, Callback, Inner
 from heliograph.client._bind import Fitter, fitter
 from heliograph.client._client import DEFAULT_CACHE, Subscription
 from heliograph.client._connection import Retry
 from heliograph.client._dispatch import Feed
-from heliograph.client._forks import OfThisProcess, watch
+from heliograph.client._forks import OfThisProcess
 from heliograph.client._live import Live, Validator
 from heliograph.client._network import Network
-from heliograph.client._portal import Portal, Work, Workers, refuse_in_a_loop
 from heliograph.client._reading import BoundReading, ConfigReading, Reading, at, changed, every
 from heliograph.client._state import Change, Update
 from heliograph.client._status import Alarm, Status
@@ -36,62 +31,32 @@ from heliograph.core.errors import InvalidRequest, NotReady, TimedOut
 from heliograph.core.records import Cursor
 
 T = TypeVar("T")
-N_contra = TypeVar("N_contra", contravariant=True)
-Callback = Callable[[T], object]
 Translate = Callable[[Update], T | None]
 
 CLOSE_S: Final = 10.0
-CALL_S: Final = 5.0  # what only hands something to the loop
-START_SLACK_S: Final = 10.0  # beyond start_timeout: a start that failed also closes
-_log = logging.getLogger("heliograph")
-_portal: Final = Portal()
-
-
-class Inner(_client.Heliograph):
-    """The client in the loop. After a fork the child keeps it only to go on from what it held."""
-
-    @property
-    def lives(self) -> Sequence[Live]:
-        return self._lives
-
-    def inherit(self, parent: Inner) -> None:
-        """Before the start. A parent that had its state proves enough: the child starts without waiting for the network."""
-        engine = parent._engine
-        for mine, theirs in zip(self._lives, parent._lives, strict=True):
-            mine.inherit(theirs, engine.held(theirs) if engine else None)
-        self._require_network = False
-
-    def _after_fork(self) -> None:
-        """Left as it was for `inherit`; nobody runs it any more."""
-
-
-class Follower(Protocol):
-    """A callback, attached anew to the client of each process."""
-
-    def attach(self, inner: Inner) -> None: ...
 
 
 class Place:
     """One subscription of a client, in whichever process it goes on."""
 
-    def __init__(self, client: Heliograph, number: int) -> None:
-        self.client = client
+    def __init__(self, background: Background, number: int) -> None:
+        self.background = background
         self._number = number
 
     @property
     def live(self) -> Live:
-        return self.of(self.client.inner)
+        return self.of(self.background.inner)
 
     def of(self, inner: Inner) -> Live:
         return inner.lives[self._number]
 
     def changes(self, translate: Translate[T], *, initial: bool, timeout: float | None) -> Changes[T]:
-        feed = self.client.do(lambda: self.live.feed(translate, initial=initial))
-        return Changes(self.client, feed, timeout)
+        feed = self.background.do(lambda: self.live.feed(translate, initial=initial))
+        return Changes(self.background, feed, timeout)
 
     def follow(self, translate: Translate[T], callback: Callback[T], *, initial: bool = False) -> Watch[T]:
-        watching = Watch(self, translate, self.client.in_thread(callback), initial=initial)
-        self.client.follow(watching)
+        watching = Watch(self, translate, self.background.in_thread(callback), initial=initial)
+        self.background.follow(watching)
         return watching
 
 
@@ -113,7 +78,7 @@ class Watch(OfThisProcess, Generic[T]):
 
     def cancel(self) -> None:
         """No call begins any more; what waits is dropped. One that runs goes on."""
-        self._place.client.unfollow(self, self._feed.cancel if self._feed else None)
+        self._place.background.unfollow(self, self._feed.cancel if self._feed else None)
 
 
 class _AlarmWatch:
@@ -131,9 +96,9 @@ class Changes(OfThisProcess, Generic[T]):
     there. A reader that falls more than 64 changes behind gets the rest merged. It does not survive a fork: ask for a new one in the child.
     """
 
-    def __init__(self, client: Heliograph, feed: Feed[Update, T], timeout: float | None) -> None:
-        self._client = client
-        self._inner = client.inner
+    def __init__(self, background: Background, feed: Feed[Update, T], timeout: float | None) -> None:
+        self._background = background
+        self._inner = background.inner
         self._feed = feed
         self._timeout = timeout
 
@@ -141,10 +106,10 @@ class Changes(OfThisProcess, Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if self._client.inner is not self._inner:
+        if self._background.inner is not self._inner:
             raise InvalidRequest("this iterator was made before the fork; ask for a new one in the child")
         try:
-            found = self._client.run(lambda: _step(self._feed, self._timeout), self._timeout)
+            found = self._background.run(lambda: _step(self._feed, self._timeout), self._timeout)
         except NotReady:
             if not self._feed.ended:
                 raise
@@ -155,7 +120,7 @@ class Changes(OfThisProcess, Generic[T]):
 
     def cancel(self) -> None:
         """Ends it at once, also for a thread that waits in it; what waits is dropped."""
-        self._client.do(self._feed.cancel)
+        self._background.do(self._feed.cancel)
 
 
 class Reader(Reading):
@@ -185,7 +150,7 @@ class Reader(Reading):
         fit, InvalidRequest when nothing can be bound to the type.
         """
         bound = Bound(self._place, self._live.in_view(name), fitter(kind), default)
-        self._place.client.do(lambda: self._live.bind(bound))
+        self._place.background.do(lambda: self._live.bind(bound))
         return bound
 
     def validator(self, check: Validator) -> Validator:
@@ -195,7 +160,7 @@ class Reader(Reading):
         To reject the version raise `heliograph.client.Invalid` with a reason that holds no value; of any other exception only the type is
         told.
         """
-        self._place.client.do(lambda: self._live.validators.append(check))
+        self._place.background.do(lambda: self._live.validators.append(check))
         return check
 
     def on_change(self, callback: Callback[Update]) -> Callback[Update]:
@@ -226,7 +191,7 @@ class Reader(Reading):
 
         Raises TimedOut, or what stopped the client for good.
         """
-        return self._place.client.run(lambda: self._live.reached(number, timeout), timeout)
+        return self._place.background.run(lambda: self._live.reached(number, timeout), timeout)
 
 
 class Config(ConfigReading):
@@ -320,7 +285,7 @@ class Heliograph(Reader):
         retry: Retry = Retry(),  # noqa: B008  frozen
         network: Network | None = None,
     ) -> None:
-        self._make = functools.partial(
+        make = functools.partial(
             Inner,
             url,
             token=token,
@@ -339,18 +304,10 @@ class Heliograph(Reader):
             retry=retry,
             network=network,
         )
-        self._start_timeout = start_timeout
-        self._inner = self._make()
-        self._lock = threading.RLock()
-        self._open = False
-        self._forked = False
-        self._parents: list[Inner] = []
-        self._followers: list[Follower] = []
-        self._callbacks: Workers | None = None
-        watch(self._after_fork)
+        self._background = Background(make, start_timeout_s=start_timeout)
 
     def __repr__(self) -> str:
-        return repr(self._inner)
+        return repr(self._background)
 
     # --- opening and closing ---------------------------------------------------------------------------------------------------
 
@@ -366,171 +323,39 @@ class Heliograph(Reader):
 
         Once only. Raises as `heliograph.client.Heliograph.start` does.
         """
-        refuse_in_a_loop()
-        with self._lock:
-            if self._open or self._inner.status.phase != "new":
-                raise InvalidRequest("a client starts once; make a new one")
-            _portal.enter(self, self._inner.close)
-            self._open = True
-        try:
-            _portal.run(self._inner.start, self._start_timeout + START_SLACK_S)
-        except BaseException:
-            self._left()
-            raise
+        self._background.start()
 
     def close(self, timeout: float = CLOSE_S) -> None:
         """Sends what receipts it can, lets callbacks finish, writes the disk copy, ends its threads. Reading goes on working.
 
         ``timeout`` in seconds; TimedOut after that, and what is left is dropped. From a callback it only begins, and does not wait.
         """
-        if not self._open or self._forked:
-            self._open = self._forked = False
-            return
-        if self._callbacks is not None and self._callbacks.is_here:
-            threading.Thread(target=self.close, name="heliograph-close", daemon=True).start()
-            return
-        refuse_in_a_loop()
-        try:
-            _portal.run(lambda: _within(self._inner.close(), timeout), timeout)
-        finally:
-            self._left()
-
-    def _left(self) -> None:
-        with self._lock:
-            self._open = False
-            if self._callbacks is not None:
-                self._callbacks.shutdown()
-                self._callbacks = None
-        _portal.leave(self)
+        self._background.close(timeout)
 
     # --- looking ---------------------------------------------------------------------------------------------------------------
 
     def environment(self, namespace: str, environment: str) -> Environment:
         """One of the client's subscriptions. Raises InvalidRequest when there is none for it."""
-        for number, live in enumerate(self._inner.lives):
+        for number, live in enumerate(self._background.lives):
             if (live.namespace, live.environment) == (namespace, environment):
-                return Environment(Place(self, number))
+                return Environment(Place(self._background, number))
         raise InvalidRequest(f"this client has no subscription to {namespace}/{environment}")
 
     @property
     def status(self) -> Status:
         """This moment. Never waits."""
-        return self.inner.status
+        return self._background.inner.status
 
     def on_alarm(self, callback: Callback[Alarm]) -> Callback[Alarm]:
         """Calls ``callback`` when the server says something that does not verify; usable as a decorator. The last good state stays."""
-        self.follow(_AlarmWatch(self.in_thread(callback)))
+        self._background.follow(_AlarmWatch(self._background.in_thread(callback)))
         return callback
 
     @property
     def _place(self) -> Place:
-        if len(self._inner.lives) != 1:
+        if len(self._background.lives) != 1:
             raise InvalidRequest("this client has several subscriptions; say which: client.environment(namespace, environment)")
-        return Place(self, 0)
-
-    # --- the way into the loop, for the handles --------------------------------------------------------------------------------
-
-    @property
-    def inner(self) -> Inner:
-        """The client of this process."""
-        if self._forked:
-            self._go_on()
-        return self._inner
-
-    def run(self, work: Work[T], timeout_s: float | None) -> T:
-        """Raises NotReady while the client is not open, InvalidRequest inside a running event loop."""
-        refuse_in_a_loop()
-        _ = self.inner
-        if not self._open:
-            raise NotReady("the client is closed, or was not opened yet: use it inside `with`")
-        return _portal.run(work, timeout_s)
-
-    def do(self, call: Callable[[], T]) -> T:
-        """In the loop while there is one."""
-
-        async def calling() -> T:
-            return call()
-
-        _ = self.inner
-        if not self._open:
-            return call()
-        return self.run(calling, CALL_S)
-
-    def follow(self, follower: Follower) -> None:
-        self.do(lambda: follower.attach(self._inner))
-        self._followers.append(follower)
-
-    def unfollow(self, follower: Follower, cancel: Callable[[], None] | None) -> None:
-        if follower in self._followers:
-            self._followers.remove(follower)
-        if cancel is not None:
-            self.do(cancel)
-
-    def in_thread(self, callback: Callback[T]) -> Callable[[T], Awaitable[None]]:
-        """The callback for the loop, which never runs it itself."""
-        if inspect.iscoroutinefunction(callback):
-            raise InvalidRequest("the blocking client calls plain functions; for async ones use the async client")
-
-        @functools.wraps(callback)
-        async def call(notice: T) -> None:
-            await asyncio.wrap_future(self._callback_thread().submit(_called, callback, notice))
-
-        self._callback_thread()
-        return call
-
-    def _callback_thread(self) -> Workers:
-        with self._lock:
-            if self._callbacks is None:
-                self._callbacks = Workers(1, "heliograph-callbacks")
-            return self._callbacks
-
-    # --- forks -----------------------------------------------------------------------------------------------------------------
-
-    def _after_fork(self) -> None:
-        self._lock = threading.RLock()
-        self._callbacks = None
-        self._forked = self._open
-
-    def _go_on(self) -> None:
-        """In a child, at the first use: as a new instance, from what the parent held."""
-        with self._lock:
-            if not self._forked:
-                return
-            inner = self._make()
-            inner.inherit(self._inner)
-            for follower in self._followers:
-                follower.attach(inner)
-            self._parents.append(self._inner)  # never freed: that might act on what the parent owns
-            self._inner = inner
-            _portal.enter(self, inner.close)
-            _portal.start(inner.start).add_done_callback(_say_if_it_failed)
-            self._forked = False
-
-
-def _called(callback: Callback[T], notice: T) -> None:
-    try:
-        answer = callback(notice)
-    except Exception:
-        raise
-    except BaseException as error:  # such as SystemExit, which would end the thread that serves every client
-        raise RuntimeError(f"a callback raised {type(error).__name__}, which ends nothing here") from error
-    if inspect.iscoroutine(answer):
-        answer.close()
-        raise TypeError("the blocking client calls plain functions; for async ones use the async client")
-
-
-def _say_if_it_failed(starting: Future[None]) -> None:
-    error = None if starting.cancelled() else starting.exception()
-    if error is not None:
-        _log.error("the client does not follow the server in this child process, the parent's version stays: %s", error)
-
-
-async def _within(work: Awaitable[T], timeout_s: float) -> T:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except TimeoutError:
-        raise TimedOut(f"closing took longer than {timeout_s:g} s; a callback may be running") from None
+        return Place(self._background, 0)
 
 
 async def _step(feed: Feed[Update, T], timeout_s: float | None) -> T | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -78,6 +78,8 @@ class Heliograph(Reader):
 
     Raises InvalidName, InvalidRequest and Unauthenticated for arguments that cannot work.
     """
+
+    _goes_on_in_child: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -150,7 +152,7 @@ class Heliograph(Reader):
         if self._phase != "new":
             raise InvalidRequest("a client starts once; make a new one")
         self._phase = "starting"
-        watch(self._after_fork)
+        watch(self, Heliograph._after_fork)
         self._owner = asyncio.create_task(self._own(), name="heliograph")
         self._owner.add_done_callback(self._ended)
         try:
@@ -180,7 +182,7 @@ class Heliograph(Reader):
 
     def _after_fork(self) -> None:
         """Its loop, its tasks and its connection are the parent's, and go on there."""
-        if self._phase == "closed":
+        if self._phase == "closed" or self._goes_on_in_child:
             return  # what was there stays readable
         self._forked = True
         self._phase, self._engine = "stopped", None

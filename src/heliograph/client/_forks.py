@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Final, NoReturn
-from weakref import WeakMethod
+from typing import Any, Final, NoReturn, TypeVar
+from weakref import WeakKeyDictionary
+
+T = TypeVar("T")
 
 
 class OfThisProcess:
@@ -22,15 +24,15 @@ class OfThisProcess:
         )
 
 
-_watching: Final[set[WeakMethod[Callable[[], None]]]] = set()
+_watched: Final[WeakKeyDictionary[Any, Callable[[Any], None]]] = WeakKeyDictionary()
 
 
-def watch(in_child: Callable[[], None]) -> None:
-    """Calls this method in every child made by fork from now on, as long as somebody else keeps its object.
+def watch(one: T, in_child: Callable[[T], None]) -> None:
+    """Calls ``in_child(one)`` in every child made by fork from now on, as long as somebody else keeps ``one``.
 
     It runs in the child's only thread, before anything else there. It waits for nothing and never raises.
     """
-    _watching.add(WeakMethod(in_child, _watching.discard))
+    _watched[one] = in_child
 
 
 def let_go(descriptor: int) -> None:
@@ -43,9 +45,8 @@ def let_go(descriptor: int) -> None:
 
 
 def _in_child() -> None:
-    for watching in tuple(_watching):
-        if (method := watching()) is not None:
-            method()
+    for one, in_child in list(_watched.items()):
+        in_child(one)
 
 
 if hasattr(os, "register_at_fork"):

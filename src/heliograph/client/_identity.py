@@ -76,7 +76,7 @@ def take_slot(parent: Path) -> Slot:
             file.close()
         else:
             slot = Slot(folder, file)
-            watch(slot.release)
+            watch(slot, Slot.release)
             return slot
     raise Overloaded(f"{MAX_SLOTS} processes use {parent} already; give this one another cache_dir")
 

@@ -123,7 +123,7 @@ class Portal:
         self._open: dict[object, Work[None]] = {}
         self._left_behind: list[LoopThread] = []
         self._watching_exit = False
-        watch(self._after_fork)
+        watch(self, Portal._after_fork)
 
     def enter(self, client: object, close: Work[None]) -> None:
         """``close`` is what the client wants done when the interpreter ends while it is open."""

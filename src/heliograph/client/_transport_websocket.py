@@ -49,7 +49,7 @@ class WebSocketLink:
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
-        watch(self._after_fork)
+        watch(self, WebSocketLink._after_fork)
 
     @classmethod
     async def open(cls, url: str, token: str, *, agent: str, proxy: str | None, tls: ssl.SSLContext) -> Self:

@@ -139,7 +139,7 @@ class InMemoryServer:
     ) -> None:
         self._lock = threading.RLock()
         self._keys = Keys()
-        self._trust = self._keys.trust()
+        self.trust: Final = self._keys.trust()
         self._first = (namespace, environment)
         self._histories: dict[tuple[str, str], History] = {}
         self._publications: list[tuple[History, Publication]] = []
@@ -150,7 +150,7 @@ class InMemoryServer:
         self.token: Final = token_text.mint("client", secret, self._keys.anchor)
         self.network: Final[Network] = _InMemory(self)
         self.create(namespace, environment, documents)
-        watch(self._after_fork)
+        watch(self, InMemoryServer._after_fork)
 
     def __repr__(self) -> str:
         return f"InMemoryServer({', '.join('/'.join(place) for place in self._histories)})"
@@ -243,16 +243,14 @@ class InMemoryServer:
 
     # --- for links -------------------------------------------------------------------------------------------------------------
 
-    @property
-    def trust(self) -> Trust:
+    def reached(self) -> None:
         """Raises Unavailable while stopped."""
         if self._stopped:
             raise Unavailable("the in-memory server is stopped")
-        return self._trust
 
     def connect(self, token: str) -> MemoryLink:
         """Raises Unavailable, Unauthenticated."""
-        _ = self.trust
+        self.reached()
         if token != self.token:
             raise Unauthenticated("the in-memory server knows one token, InMemoryServer.token; pass that one")
         return MemoryLink(self)
@@ -412,11 +410,11 @@ class _Reach:
         self._token = token
 
     async def recall(self) -> Trust | None:
-        with contextlib.suppress(Unavailable):
-            return self._server.trust
-        return None
+        """As a client that was here before: the root alone opens nothing."""
+        return self._server.trust
 
     async def trust(self) -> Trust:
+        self._server.reached()
         return self._server.trust
 
     def doubt(self) -> None:
