@@ -14,6 +14,7 @@ real server. What this server does not have: JSON Schemas (a real one refuses su
 scopes, and regions.
 """
 
-from heliograph.client.testing._server import Answer, InMemoryServer, Publication
+from heliograph.client.testing._hub import Answer
+from heliograph.client.testing._server import InMemoryServer, Publication
 
 __all__ = ["Answer", "InMemoryServer", "Publication"]
