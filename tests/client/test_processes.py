@@ -1,4 +1,7 @@
-"""Forks, ends and neighbours: each a program of its own, as an application would write it, run with every warning an error."""
+"""Forks, ends and neighbours: each a program of its own, as an application would write it, run with every warning an error.
+
+But one: from Python 3.12 on it warns of every fork in a process that has threads.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,15 @@ def run(tmp_path: Path) -> Run:
         if place:
             env |= {"URL": place.url, "TOKEN": place.token, "NAMESPACE": place.namespace}
         child = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", (START if place else IN_MEMORY) + program],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-W",
+                "ignore:This process:DeprecationWarning",
+                "-c",
+                (START if place else IN_MEMORY) + program,
+            ],
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -107,7 +118,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def place(dev_stack: DevStack) -> Place:
-    return dev_stack.place({"limits": {"max": 1}})
+    return dev_stack.place({"limits": {"max": 1, "twice": 2}})
 
 
 # --- forks ---------------------------------------------------------------------------------------------------------------------
@@ -148,6 +159,51 @@ def test_a_child_goes_on_as_an_instance_of_its_own_and_its_parent_notices_nothin
         assert program.line() == {"child_runs_on": 2, "bound": 2}
         place.publish({"limits": {"max": 3}})
         assert program.line() == {"parent_runs_on": 3, "instance": both["parent"], "child_ended": 0}
+        program.ends_in_silence()
+
+
+STORM = """
+client = open_client()
+client.start()
+limits = client.config("limits")
+bound = client.bind("limits", dict[str, int])
+tell(ready=True)
+children = []
+while len(children) < 12:
+    at = client.cursor.number
+    client.wait_for_version(at + 2, timeout=60)
+    pid = os.fork()
+    if pid == 0:
+        first, number = limits.value, client.cursor.number
+        assert number >= at + 2, "never less than what the parent showed"
+        seen = [number]
+        client.on_version(lambda update: seen.append(update.cursor.number))
+        client.wait_for_version(int(os.environ["LAST"]), timeout=60)
+        until(lambda: seen[-1] == int(os.environ["LAST"]))
+        assert seen == sorted(set(seen)), seen
+        for value in (first, limits.value, bound.value):
+            assert value["twice"] == 2 * value["max"], "of one version"
+        until(lambda: client.status.source == "network")
+        assert client.status.alarm is None
+        os._exit(0)
+    children.append(pid)
+tell(ended=[os.waitpid(pid, 0)[1] for pid in children])
+client.wait_for_version(int(os.environ["LAST"]), timeout=60)
+tell(alarm=client.status.alarm, value=limits["max"])
+client.close()
+"""
+VERSIONS = 60
+
+
+def test_forks_in_the_middle_of_a_storm(run: Run, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a fork catches the parent's thread, the child goes on from a whole version."""
+    monkeypatch.setenv("LAST", str(2 + VERSIONS))
+    with run(STORM, place) as program:
+        assert program.line() == {"ready": True}
+        for number in range(VERSIONS):
+            place.publish({"limits": {"max": 100 + number, "twice": 2 * (100 + number)}})
+        assert program.line() == {"ended": [0] * 12}, program.errors()
+        assert program.line() == {"alarm": None, "value": 99 + VERSIONS}
         program.ends_in_silence()
 
 
@@ -343,6 +399,35 @@ def test_ctrl_c_ends_a_call_that_waits_and_nothing_else(run: Run) -> None:
             program.child.send_signal(signal.SIGINT)
             assert program.line() == {"interrupted": True}
         assert program.line() == {"goes_on": 2}
+        program.ends_in_silence()
+
+
+STARTING = """
+server.stop()
+client = server.blocking_client(start_timeout=60)
+
+def say_when_it_starts():
+    while client.status.phase != "starting":
+        time.sleep(0.01)
+    tell(starting=True)
+
+threading.Thread(target=say_when_it_starts).start()
+try:
+    client.start()
+except KeyboardInterrupt:
+    tell(interrupted=True, phase=client.status.phase, threads=[t.name for t in threading.enumerate() if t.name == "heliograph"])
+server.start()
+with server.blocking_client() as other:
+    tell(another=other.config("limits")["max"])
+"""
+
+
+def test_ctrl_c_ends_a_start(run: Run) -> None:
+    with run(STARTING) as program:
+        assert program.line() == {"starting": True}
+        program.child.send_signal(signal.SIGINT)
+        assert program.line() == {"interrupted": True, "phase": "closed", "threads": []}
+        assert program.line() == {"another": 1}
         program.ends_in_silence()
 
 

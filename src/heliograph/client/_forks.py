@@ -6,6 +6,7 @@ the wire, so the parent's connection and its lock live on, and end with the pare
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
@@ -39,9 +40,10 @@ def let_go(descriptor: int) -> None:
     """The child's copy of an open file becomes nothing. Whoever still believes to own the number closes that nothing, and not another file."""
     if descriptor < 0:
         return
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, descriptor, inheritable=False)
-    os.close(nothing)
+    with contextlib.suppress(OSError):  # no descriptor is left: the copy stays open, and ends with the child
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
 
 
 def _in_child() -> None:

@@ -93,7 +93,9 @@ class WebSocketLink:
             await self._connection.close()
 
     def _after_fork(self) -> None:
-        let_go(self._connection.transport.get_extra_info("socket").fileno())
+        transport = self._connection.transport
+        if not transport.is_closing():  # else the number may be another file's by now
+            let_go(transport.get_extra_info("socket").fileno())
 
     @staticmethod
     def _decoded(data: bytes) -> FromServer:
