@@ -132,8 +132,8 @@ seen = []
 client.on_change(lambda update: seen.append(update.cursor.number))
 pid = os.fork()
 if pid == 0:
-    first = (limits["max"], bound.value["max"])  # at once, from memory
-    until(lambda: client.status.source == "network")
+    first = (limits["max"], bound.value["max"])
+    assert client.status.source == "network"
     tell(child=client.status.instance, incarnation=client.status.incarnation, first=first)
     client.wait_for_version(3, timeout=60)
     until(lambda: seen == [3])
@@ -214,7 +214,6 @@ client.start()
 
 def work(_):
     client.wait_for_version(3, timeout=60)
-    until(lambda: client.status.instance)
     return client.config("limits")["max"], client.status.instance
 
 if __name__ == "__main__":
@@ -239,6 +238,47 @@ def test_multiprocessing(run: Run, place: Place) -> None:
         assert {value for value, _ in found} == {2}
         assert parent not in {instance for _, instance in found}
         assert program.line() == {"status": 0}
+        program.ends_in_silence()
+
+
+IDLE = """
+client = server.blocking_client()
+client.start()
+limits = client.config("limits")
+pid = os.fork()
+if pid == 0:
+    server.publish({"limits": {"max": 2}})  # while this child does not use its client
+    tell(first=limits["max"])
+    os._exit(0)
+os.waitpid(pid, 0)
+pid = os.fork()
+if pid == 0:
+    server.stop()
+    tell(cut_off=limits["max"], source=client.status.source)
+    server.start()
+    client.close()
+    os._exit(0)
+os.waitpid(pid, 0)
+pid = os.fork()
+if pid == 0:
+    async def main():
+        return limits["max"], client.config("limits")["max"]
+    tell(in_a_loop=__import__("asyncio").run(main()))
+    server.publish({"limits": {"max": 3}}).wait()
+    client.wait_for_version(3, timeout=60)
+    tell(then=limits["max"])
+    os._exit(0)
+os.waitpid(pid, 0)
+client.close()
+"""
+
+
+def test_the_first_use_in_a_child_is_up_to_date_if_it_can_be(run: Run) -> None:
+    with run(IDLE) as program:
+        assert program.line() == {"first": 2}
+        assert program.line() == {"cut_off": 1, "source": "parent"}
+        assert program.line() == {"in_a_loop": [1, 1]}
+        assert program.line() == {"then": 3}
         program.ends_in_silence()
 
 

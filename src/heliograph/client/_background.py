@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Final, Protocol, TypeVar
 
 from heliograph.client._client import Heliograph
 from heliograph.client._forks import watch
 from heliograph.client._live import Live
-from heliograph.client._portal import Portal, Work, Workers, refuse_in_a_loop
-from heliograph.core.errors import InvalidRequest, NotReady, TimedOut
+from heliograph.client._portal import Portal, Work, Workers, in_a_loop, refuse_in_a_loop
+from heliograph.core.errors import HeliographError, InvalidRequest, NotReady, TimedOut
 
 T = TypeVar("T")
 Callback = Callable[[T], object]
@@ -62,6 +63,7 @@ class Background:
         self._lock = threading.RLock()
         self._open = False
         self._forked = False
+        self._opening: Future[None] | None = None  # in a child that goes on
         self._parents: list[Inner] = []
         self._followers: list[Follower] = []
         self._callbacks: Workers | None = None
@@ -88,7 +90,7 @@ class Background:
 
     def close(self, timeout_s: float) -> None:
         """Any number of times. In a child that never used the client there is nothing to close. From a callback it does not wait."""
-        if not self._open or self._forked:
+        if not self._open or (self._forked and self._opening is None):
             self._open = self._forked = False
             self._end_callbacks()
             return
@@ -116,7 +118,7 @@ class Background:
 
     @property
     def inner(self) -> Inner:
-        """The client of this process. Never waits."""
+        """The client of this process. Waits at the first use in a child only, as long as opening takes, and not in an event loop."""
         if self._forked:
             self._go_on()
         return self._inner
@@ -179,23 +181,37 @@ class Background:
         self._lock = threading.RLock()
         self._callbacks = None
         self._forked = self._open
+        self._opening = None
 
     def _go_on(self) -> None:
-        """In a child, at the first use: as a new instance, from what the parent held."""
+        """In a child, at the first use. What the parent held may be old by now, so this waits for the network as a start does: until it
+        answers, or cannot be had."""
         with self._lock:
-            if not self._forked:
-                return
-            inner = self._make()
-            inner.inherit(self._inner)
-            for follower in self._followers:
-                follower.attach(inner)
-            if self._followers:
-                self._callback_thread()
-            self._parents.append(self._inner)  # never freed: that might act on what the parent owns
-            self._inner = inner
-            _portal.enter(self, inner.close)
-            _portal.start(inner.start).add_done_callback(_say_if_it_failed)
+            if self._opening is None:
+                self._opening = self._open_here()
+        opening = self._opening
+        if not in_a_loop():
+            with contextlib.suppress(
+                HeliographError, TimeoutError, CancelledError
+            ):  # said in the log; what the parent held stays
+                opening.result(self._start_timeout_s + START_SLACK_S)
+        if opening.done():
             self._forked = False
+
+    def _open_here(self) -> Future[None]:
+        """As a new instance, from what the parent held."""
+        inner = self._make()
+        inner.inherit(self._inner)
+        for follower in self._followers:
+            follower.attach(inner)
+        if self._followers:
+            self._callback_thread()
+        self._parents.append(self._inner)  # never freed: that might act on what the parent owns
+        self._inner = inner
+        _portal.enter(self, inner.close)
+        opening = _portal.start(inner.start)
+        opening.add_done_callback(_say_if_it_failed)
+        return opening
 
 
 def _called(callback: Callback[T], notice: T) -> None:

@@ -258,9 +258,9 @@ class Heliograph(Reader):
     The arguments, and what is read, are those of the async client, `heliograph.client.Heliograph`, which runs here in a background thread
     that all blocking clients of a process share. Every method may be called from any thread.
 
-    **Fork.** A client that was open before a fork goes on in the child by itself, from the first use there: first with what the parent
-    held, and at once under an instance id of its own. What was bound stays bound, and callbacks are called in the child too. The parent
-    notices nothing.
+    **Fork.** A client that was open before a fork goes on in the child by itself, at the first use there: from what the parent held, brought
+    up to date as a start would, and under an instance id of its own. What was bound stays bound, and callbacks are called in the child
+    too. The parent notices nothing. (Inside an event loop the first use does not wait, and may see what the parent held.)
 
     **Exit.** A client that is not closed when the interpreter ends is closed then, in silence and within seconds.
     """
@@ -343,7 +343,7 @@ class Heliograph(Reader):
 
     @property
     def status(self) -> Status:
-        """This moment. Never waits."""
+        """This moment."""
         return self._background.inner.status
 
     def on_alarm(self, callback: Callback[Alarm]) -> Callback[Alarm]:

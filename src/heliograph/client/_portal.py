@@ -197,13 +197,19 @@ async def _all(closes: Iterable[Work[None]]) -> None:
     await asyncio.gather(*(close() for close in closes), return_exceptions=True)
 
 
-def refuse_in_a_loop() -> None:
-    """Raises InvalidRequest where waiting would stop an event loop."""
+def in_a_loop() -> bool:
+    """Whether waiting here would stop an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return
-    raise InvalidRequest(
-        "this call would block the event loop that runs in this thread; use the async client (from heliograph import Heliograph), or "
-        "call it with asyncio.to_thread"
-    )
+        return False
+    return True
+
+
+def refuse_in_a_loop() -> None:
+    """Raises InvalidRequest where waiting would stop an event loop."""
+    if in_a_loop():
+        raise InvalidRequest(
+            "this call would block the event loop that runs in this thread; use the async client (from heliograph import Heliograph), "
+            "or call it with asyncio.to_thread"
+        )
