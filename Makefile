@@ -9,6 +9,7 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.run
 DEV    := $(VENV)/.dev
 DOCS   := $(VENV)/.docs
+EXTRA  := $(VENV)/.examples
 ARGS   ?=
 export PYTHONUNBUFFERED := 1
 
@@ -57,7 +58,7 @@ docs: $(DOCS)  ## Build the documentation site into build/site; a broken link fa
 	@npm ci --prefix handbook --silent --no-fund --no-audit || echo "docs: without npm, diagrams are shown as text" >&2
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-setup: $(DEV) $(DOCS) servers  ## Python packages and the real servers that tests use
+setup: $(DEV) $(DOCS) $(EXTRA) servers  ## Python packages and the real servers that tests use
 
 servers:
 	@bash deploy/servers.sh
@@ -69,6 +70,8 @@ lock: $(DEV)  ## Pin dependencies anew, with hashes
 	    --all-build-deps --extra server --extra embedded -c requirements/dev.txt -o requirements/run.txt pyproject.toml
 	$(BIN)/pip-compile -q --generate-hashes --no-emit-options --no-header --allow-unsafe --strip-extras \
 	    --all-build-deps --extra docs -c requirements/dev.txt -o requirements/docs.txt pyproject.toml
+	$(BIN)/pip-compile -q --generate-hashes --no-emit-options --no-header --allow-unsafe --strip-extras \
+	    --all-build-deps --extra examples -c requirements/dev.txt -o requirements/examples.txt pyproject.toml
 
 clean:  ## Remove what was built or installed here (not the data of `make demo`)
 	rm -rf $(VENV) build dist .cache .stack src/*.egg-info
@@ -93,4 +96,8 @@ $(DEV): requirements/dev.txt $(RUN)
 
 $(DOCS): requirements/docs.txt $(DEV)
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@touch $@
+
+$(EXTRA): requirements/examples.txt $(DEV)
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/examples.txt
 	@touch $@

@@ -3,6 +3,8 @@
     async with Heliograph(url, token=token, namespace="shop", environment="production") as client:
         limits = client.config("checkout/limits")
 
+Programs without an event loop use `heliograph.blocking`; tests of applications `heliograph.client.testing`.
+
 It needs only `heliograph.core`, websockets, httpx and msgspec; nothing of the server is imported. It logs to ``heliograph`` of the standard
 library's logging, never values of documents or tokens. Times are seconds as float where they are waited for, microseconds since the Unix
 epoch (``_us``) where they are measured.
@@ -12,6 +14,7 @@ from heliograph.client._client import Heliograph, Subscription
 from heliograph.client._connection import Retry
 from heliograph.client._dispatch import Feed
 from heliograph.client._environment import Bound, Config, Environment, Reader
+from heliograph.client._network import Network
 from heliograph.client._state import Change, Update
 from heliograph.client._status import Alarm, Rejection, Status, SubscriptionStatus
 from heliograph.client._values import ABSENT, Absent
@@ -31,6 +34,7 @@ __all__ = [
     "Heliograph",
     "HeliographError",
     "Invalid",
+    "Network",
     "Reader",
     "Rejection",
     "Retry",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,9 +19,12 @@ import msgspec
 from heliograph.client._codes import error_of
 from heliograph.client._connection import Retry
 from heliograph.client._dispatch import Feed, call_each
-from heliograph.client._engine import Engine, Listeners, Options, open_engine, unknown
+from heliograph.client._engine import Engine, Listeners, open_engine, unknown
 from heliograph.client._environment import Environment, Reader
+from heliograph.client._forks import watch
 from heliograph.client._live import Callback, Live
+from heliograph.client._network import Network, OverHttp
+from heliograph.client._options import Options
 from heliograph.client._status import Alarm, Phase, Status
 from heliograph.core import token as token_text
 from heliograph.core.digest import Digest, unspell
@@ -68,9 +71,15 @@ class Heliograph(Reader):
         proxy: an HTTP proxy's address; the environment's proxy variables are not read.
         tls: an `ssl.SSLContext` instead of the system's trust, for https and wss.
         retry: how a lost connection is opened again.
+        network: another way to a server, from `heliograph.client.testing`.
+
+    A client belongs to the process and the event loop that started it. In a child made by fork everything raises InvalidRequest; open one
+    there, or use `heliograph.blocking`, which goes on in the child by itself.
 
     Raises InvalidName, InvalidRequest and Unauthenticated for arguments that cannot work.
     """
+
+    _goes_on_in_child: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -90,6 +99,7 @@ class Heliograph(Reader):
         proxy: str | None = None,
         tls: ssl.SSLContext | None = None,
         retry: Retry = Retry(),  # noqa: B008  frozen
+        network: Network | None = None,
     ) -> None:
         wanted = _wanted(namespace, environment, view, subscriptions)
         self._options = Options(
@@ -103,6 +113,7 @@ class Heliograph(Reader):
             tls=tls,
             retry=retry,
         )
+        self._network = network or OverHttp()
         self._start_timeout = start_timeout
         self._require_network = require_network
         self._lives = tuple(Live(one.namespace, one.environment, tuple(one.view), self._spawn) for one in wanted)
@@ -116,6 +127,7 @@ class Heliograph(Reader):
         self._alarm_feeds: list[Feed[Alarm, Alarm]] = []
         self._progress = asyncio.Event()
         self._closing = asyncio.Event()
+        self._forked = False
 
     def __repr__(self) -> str:
         return f"Heliograph({self._options.url!r}, {', '.join(str(live) for live in self._lives)}, {self._phase})"
@@ -140,6 +152,7 @@ class Heliograph(Reader):
         if self._phase != "new":
             raise InvalidRequest("a client starts once; make a new one")
         self._phase = "starting"
+        watch(self, Heliograph._after_fork)
         self._owner = asyncio.create_task(self._own(), name="heliograph")
         self._owner.add_done_callback(self._ended)
         try:
@@ -152,11 +165,12 @@ class Heliograph(Reader):
 
     async def close(self) -> None:
         """Sends what receipts it can, lets callbacks finish, writes the disk copy, and leaves no task behind. Reading goes on working."""
-        self._closing.set()
-        self._progress.set()
-        if self._owner is None:
+        if self._owner is None or self._forked:
+            self._closing.set()
             self._phase = "closed"
             return
+        self._closing.set()
+        self._progress.set()
         try:
             await asyncio.shield(self._owner)
         except asyncio.CancelledError:
@@ -165,6 +179,19 @@ class Heliograph(Reader):
             raise
         finally:
             self._phase = "closed"
+
+    def _after_fork(self) -> None:
+        """Its loop, its tasks and its connection are the parent's, and go on there."""
+        if self._phase == "closed" or self._goes_on_in_child:
+            return  # what was there stays readable
+        self._forked = True
+        self._phase, self._engine = "stopped", None
+        self._fatal = InvalidRequest(
+            "this client was opened before this process was forked, and belongs to its parent; open one here, after the fork, or use "
+            "heliograph.blocking, which goes on in the child by itself"
+        )
+        for live in self._lives:
+            live.lose(self._fatal)
 
     # --- looking ---------------------------------------------------------------------------------------------------------------
 
@@ -261,7 +288,9 @@ class Heliograph(Reader):
     # --- the owner of everything -----------------------------------------------------------------------------------------------
 
     async def _own(self) -> None:
-        async with open_engine(self._options, self._lives, Listeners(self._raise_alarm, self._progress.set)) as engine:
+        async with open_engine(
+            self._options, self._network, self._lives, Listeners(self._raise_alarm, self._progress.set)
+        ) as engine:
             self._engine = engine
             self._progress.set()
             async with asyncio.TaskGroup() as group:

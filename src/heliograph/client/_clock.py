@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import Final, NamedTuple
 
 SAMPLES: Final = 8
@@ -21,21 +20,26 @@ class Moment(NamedTuple):
 
 
 class ClockOffset:
-    """How far the server's clock is ahead of ours, estimated as in SNTP: of the last eight exchanges the one with the shortest delay counts."""
+    """How far the server's clock is ahead of ours, estimated as in SNTP: of the last eight exchanges the one with the shortest delay counts.
+
+    Read from any thread.
+    """
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)  # (delay, offset), microseconds
+        self._samples: tuple[tuple[int, int], ...] = ()  # (delay, offset), microseconds
 
     def exchanged(self, sent_us: int, received_there_us: int, sent_there_us: int, received_us: int) -> None:
         """Four stamps of one exchange; the middle two are the server's. A negative delay means that a clock jumped: not counted."""
         delay = (received_us - sent_us) - (sent_there_us - received_there_us)
         if delay >= 0 and sent_us > 0:
-            self._samples.append((delay, ((received_there_us - sent_us) + (sent_there_us - received_us)) // 2))
+            offset = ((received_there_us - sent_us) + (sent_there_us - received_us)) // 2
+            self._samples = (*self._samples[1 - SAMPLES :], (delay, offset))
 
     @property
     def us(self) -> int:
         """0 before the first exchange."""
-        return min(self._samples)[1] if self._samples else 0
+        samples = self._samples
+        return min(samples)[1] if samples else 0
 
     @property
     def known(self) -> bool:

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, Protocol, Self, TypeVar
 
+from heliograph.client._forks import OfThisProcess
+
 CAPACITY: Final = 64
 _log = logging.getLogger("heliograph")
 
@@ -52,6 +54,14 @@ class Mailbox(Generic[N]):
     def clear(self) -> None:
         self._waiting.clear()
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def take(self) -> N | None:
+        """The next notice, if it is there already."""
+        return self._waiting.popleft() if self._waiting else None
+
     async def get(self) -> N | None:
         """The next notice; None when closed and empty."""
         while not self._waiting:
@@ -59,10 +69,10 @@ class Mailbox(Generic[N]):
                 return None
             self._filled.clear()
             await self._filled.wait()
-        return self._waiting.popleft()
+        return self.take()
 
 
-class Feed(Generic[N, T]):
+class Feed(OfThisProcess, Generic[N, T]):
     """A mailbox as the application reads it: ``translate`` makes what it wants of a notice, or None where the notice is not for it.
 
     An async iterator; ends when the client closes or `cancel` is called. Works from the moment it is made, so nothing is missed between
@@ -82,6 +92,18 @@ class Feed(Generic[N, T]):
             if (wanted := self._translate(notice)) is not None:
                 return wanted
         raise StopAsyncIteration
+
+    def take(self) -> T | None:
+        """What is there already, without waiting; None when nothing is."""
+        while (notice := self.mailbox.take()) is not None:
+            if (wanted := self._translate(notice)) is not None:
+                return wanted
+        return None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will come than what is there already."""
+        return self.mailbox.closed
 
     def cancel(self) -> None:
         """Ends the feed at once; what waits is dropped."""

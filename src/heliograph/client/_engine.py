@@ -4,69 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import platform
-import socket
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Final
 
-import httpx
-
-import heliograph
 from heliograph.client import _copies
 from heliograph.client._clock import Moment
-from heliograph.client._connection import Connection, Retry
-from heliograph.client._discovery import Discovery, Endpoints
+from heliograph.client._connection import Connection
 from heliograph.client._disk import DiskWriter
 from heliograph.client._identity import Identity, Slot, ephemeral, next_identity, take_slot
-from heliograph.client._live import Live, Proposal
+from heliograph.client._link import Link
+from heliograph.client._live import Inherited, Live, Proposal
+from heliograph.client._network import Network, Reach
+from heliograph.client._options import Options
 from heliograph.client._session import Applied, Channel, Confirmed, Effect, Raised, Rejected, Session
 from heliograph.client._status import Alarm, DiskState, SubscriptionStatus
-from heliograph.client._transport_polling import PollingLink, Reporter
-from heliograph.client._transport_websocket import WebSocketLink
-from heliograph.core.digest import Digest
-from heliograph.core.errors import BadSignature, HeliographError, Invalid, Unavailable
-from heliograph.core.frames import Fingerprint
+from heliograph.client._transport_polling import Reporter
+from heliograph.core.errors import BadSignature, HeliographError, Invalid
 from heliograph.core.replica import Candidate, Replica
 from heliograph.core.times import to_us
 from heliograph.core.trust import Trust
 
-HTTP_TIMEOUT_S: Final = 10.0
-SDK: Final = "heliograph-python"
 _log = logging.getLogger("heliograph")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a client was asked for. ``folder``: where slots are, None for no disk copy. The token is not in the repr."""
-
-    url: str
-    token: str = field(repr=False)
-    anchor: Digest
-    app: str
-    labels: Mapping[str, str]
-    folder: Path | None
-    proxy: str | None
-    tls: ssl.SSLContext | None
-    retry: Retry
-
-    @property
-    def agent(self) -> str:
-        return f"{SDK}/{heliograph.__version__}"
-
-    def fingerprint(self) -> Fingerprint:
-        return Fingerprint(
-            sdk=SDK,
-            sdk_version=heliograph.__version__,
-            language=f"python {platform.python_version()}",
-            host=socket.gethostname()[:200],
-            app=self.app,
-            labels=dict(self.labels),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +39,15 @@ class Listeners:
 
 
 @asynccontextmanager
-async def open_engine(options: Options, lives: Sequence[Live], listeners: Listeners) -> AsyncIterator[Engine]:
+async def open_engine(options: Options, network: Network, lives: Sequence[Live], listeners: Listeners) -> AsyncIterator[Engine]:
     """Inside: what the disk had is shown already. At the end what was marked is written and the slot is free again."""
     slot = await asyncio.to_thread(_take_slot, options.folder)
     try:
         folder = slot.folder if slot else None
         identity = await asyncio.to_thread(next_identity, folder, options.token) if folder else ephemeral(options.token)
-        tls = await asyncio.to_thread(ssl.create_default_context) if options.tls is None else options.tls
         disk = DiskWriter(folder)
-        async with httpx.AsyncClient(
-            verify=tls, proxy=options.proxy, trust_env=False, timeout=HTTP_TIMEOUT_S, headers={"User-Agent": options.agent}
-        ) as http:
-            discovery = Discovery(http, options.url, options.anchor, folder=folder, disk=disk)
-            engine = Engine(
-                options, identity, lives, listeners, http=http, tls=tls, discovery=discovery, disk=disk, folder=folder
-            )
+        async with network.open(options, folder, disk) as reach:
+            engine = Engine(options, identity, lives, listeners, reach=reach, disk=disk, folder=folder)
             await engine.recall()
             yield engine
         await disk.flush()
@@ -121,9 +76,7 @@ class Engine:
         lives: Sequence[Live],
         listeners: Listeners,
         *,
-        http: httpx.AsyncClient,
-        tls: ssl.SSLContext,
-        discovery: Discovery,
+        reach: Reach,
         disk: DiskWriter,
         folder: Path | None,
     ) -> None:
@@ -134,22 +87,19 @@ class Engine:
             enumerate(lives, start=1)
         )  # subscription ids count from 1, so that clients with equal views share frames
         self._listeners = listeners
-        self._http = http
-        self._tls = tls
-        self._discovery = discovery
+        self._reach = reach
         self._folder = folder
         self._random = Random()  # noqa: S311  spreads load, decides nothing secret
         self._session: Session | None = None
         self._damaged = False
-        self._asked = False  # whether the server was asked for endpoints and root since a link or a signature last failed
         self.connection = Connection(self, self._apply, listeners.progress, random=self._random, retry=options.retry)
 
     # --- from the disk ---------------------------------------------------------------------------------------------------------
 
     async def recall(self) -> None:
-        await asyncio.to_thread(self._discovery.recall)
-        if self._discovery.trust is not None:
-            self._session = await self._make_session(self._discovery.trust)
+        trust = await self._reach.recall()
+        if trust is not None:
+            self._session = await self._make_session(trust)
 
     async def _make_session(self, trust: Trust) -> Session:
         channels = [await self._channel(number, live, trust) for number, live in self._lives.items()]
@@ -161,7 +111,9 @@ class Engine:
         return channel
 
     async def _recalled(self, number: int, live: Live, trust: Trust) -> Channel:
-        """With the disk copy, if there is one that verifies and that the application accepts."""
+        """With what the parent process held, or the disk copy if there is one that verifies and that the application accepts."""
+        if live.inherited is not None:
+            return Channel(number, live.inherited.replica, source="parent", applied_at_us=live.inherited.applied_at_us)
         if self._folder is not None:
             copy = await asyncio.to_thread(_copies.load, self._folder, live, trust)
             self._damaged |= copy.damaged
@@ -184,9 +136,7 @@ class Engine:
 
     async def session(self) -> Session:
         """Raises Unavailable, or UntrustedRoot."""
-        await self._discover()
-        trust = self._discovery.trust
-        assert trust is not None
+        trust = await self._reach.trust()
         if self._session is None:
             self._session = await self._make_session(trust)
             self._listeners.progress()
@@ -194,44 +144,19 @@ class Engine:
             channel.replica.trust = trust
         return self._session
 
-    async def websocket(self) -> WebSocketLink:
-        try:
-            return await WebSocketLink.open(
-                self._endpoints.stream, self._options.token, agent=self._options.agent, proxy=self._options.proxy, tls=self._tls
-            )
-        except Unavailable:
-            self._asked = False
-            raise
+    async def websocket(self) -> Link:
+        return await self._reach.websocket()
 
-    def polling(self) -> PollingLink:
+    def polling(self) -> Link:
         session = self._session
         assert session is not None
-        return PollingLink(
-            self._http,
-            self._endpoints.bundles,
-            self._options.token,
+        return self._reach.polling(
             Reporter(
                 instance=self.identity.instance, incarnation=self.identity.incarnation, fingerprint=self._options.fingerprint()
             ),
             lambda: [session.subscription(channel) for channel in session.channels.values()],
             random=self._random,
         )
-
-    @property
-    def _endpoints(self) -> Endpoints:
-        assert self._discovery.endpoints is not None
-        return self._discovery.endpoints
-
-    async def _discover(self) -> None:
-        """Where the services were is good enough while nobody can be asked."""
-        if self._asked:
-            return
-        try:
-            await self._discovery.refresh()
-            self._asked = True
-        except Unavailable:
-            if self._discovery.trust is None or self._discovery.endpoints is None:
-                raise
 
     # --- what frames meant -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +184,8 @@ class Engine:
                     self._lives[channel.id],
                     alarm.detail,
                 )
-                self._asked &= alarm.code != BadSignature.code
+                if alarm.code == BadSignature.code:
+                    self._reach.doubt()
                 self._listeners.alarm(alarm)
             case _:
                 _log.warning("the server will not serve a subscription: %s", effect.error)
@@ -310,6 +236,14 @@ class Engine:
         welcome = self._session.welcome if self._session else None
         return (welcome.region, welcome.node) if welcome else (None, None)
 
+    def held(self, live: Live) -> Inherited | None:
+        """What a child process may go on from. Read after a fork, wherever the fork caught us: each reference is good by itself."""
+        channels = self._session.channels.values() if self._session else ()
+        for channel in channels:
+            if self._lives[channel.id] is live and channel.replica.cursor is not None:
+                return Inherited(channel.replica, channel.applied_at_us)
+        return None
+
     def subscriptions(self) -> tuple[SubscriptionStatus, ...]:
         if self._session is None:
             return tuple(unknown(live) for live in self._lives.values())
@@ -333,13 +267,13 @@ def unknown(live: Live) -> SubscriptionStatus:
 
 
 def _status(channel: Channel, there_us: int) -> SubscriptionStatus:
-    replica = channel.replica
+    replica, head = channel.replica, channel.replica.head  # once: another thread may look while a version comes
     return SubscriptionStatus(
         namespace=replica.namespace,
         environment=replica.environment,
-        cursor=replica.cursor,
+        cursor=head.cursor if head else None,
         source=channel.source,
-        head_age_s=None if replica.head is None else max(0.0, (there_us - to_us(replica.head.issued_at)) / 1e6),
+        head_age_s=None if head is None else max(0.0, (there_us - to_us(head.issued_at)) / 1e6),
         stale=replica.stale(there_us),
         rejected=channel.rejection,
         alarm=channel.alarm,

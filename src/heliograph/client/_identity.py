@@ -23,6 +23,7 @@ from typing import IO, Final
 import msgspec
 
 from heliograph.client._disk import write_atomically
+from heliograph.client._forks import watch
 from heliograph.core.errors import Overloaded
 
 if sys.platform == "win32":
@@ -49,7 +50,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Slot:
     """A folder that is ours until `release`."""
 
@@ -57,6 +58,8 @@ class Slot:
     _lock_file: IO[bytes]
 
     def release(self) -> None:
+        """Also in a child made by fork: the lock belongs to the open file, which the parent keeps. Were the child to keep it too, the parent's
+        successor would not get it."""
         self._lock_file.close()
 
 
@@ -72,7 +75,9 @@ def take_slot(parent: Path) -> Slot:
         except OSError:
             file.close()
         else:
-            return Slot(folder, file)
+            slot = Slot(folder, file)
+            watch(slot, Slot.release)
+            return slot
     raise Overloaded(f"{MAX_SLOTS} processes use {parent} already; give this one another cache_dir")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from heliograph.client._status import Rejection
 from heliograph.core import names
 from heliograph.core.errors import HeliographError, Invalid, InvalidRequest, NotReady, TimedOut
 from heliograph.core.records import Cursor
+from heliograph.core.replica import Replica
 
 T = TypeVar("T")
 Validator = Callable[[Update], object]
@@ -34,6 +36,13 @@ class Proposal(NamedTuple):
     state: State
 
 
+class Inherited(NamedTuple):
+    """What the client of the parent process held when this process was forked. ``applied_at_us``: its wall clock when it began to run on it."""
+
+    replica: Replica
+    applied_at_us: int
+
+
 class Live:
     """``spawn`` owns the tasks that callbacks run in."""
 
@@ -45,10 +54,12 @@ class Live:
         self.validators: list[Validator] = []
         self.declares: dict[str, str] = {}
         self.state: State | None = None
+        self.inherited: Inherited | None = None
         self._spawn = spawn
         self._feeds: list[Feed[Update, Any]] = []
         self._moved = asyncio.Event()
         self._failure: HeliographError | None = None
+        self._lost: HeliographError | None = None
         self._rejection: Rejection | None = None
         self._closed = False
 
@@ -62,7 +73,7 @@ class Live:
     @property
     def current(self) -> State:
         if self.state is None:
-            raise NotReady(f"nothing of {self} is here yet; read inside `async with`")
+            raise self._lost or NotReady(f"nothing of {self} is here yet; read inside `with` or `async with`")
         return self.state
 
     def in_view(self, name: str) -> str:
@@ -71,6 +82,12 @@ class Live:
         if not any(names.inside(found, selector) for selector in self.view):
             raise InvalidRequest(f"{found} is outside the view of this subscription ({', '.join(self.view)}); widen the view")
         return found
+
+    def bind(self, binding: Binding) -> None:
+        """From now on every version must fit. Raises SchemaViolation when what is there now does not."""
+        if self.state is not None:
+            self.state.bound[binding] = binding.made_from(self.state)
+        self.bindings.append(binding)
 
     def declare(self, name: str, schema: str | None) -> None:
         """What the server is to know about how this config is read. The first binding of a config counts."""
@@ -172,6 +189,26 @@ class Live:
         """No further version will come."""
         self._failure = error
         self._wake()
+
+    def lose(self, error: HeliographError) -> None:
+        """Nothing may be read here any more. Wakes nobody: whoever waited did so in another process."""
+        self.state, self._lost, self._failure = None, error, error
+
+    def inherit(self, parent: Live, held: Inherited | None) -> None:
+        """Goes on, in a child process, from where the parent's was: with what the application bound and asked for, and with its state.
+
+        A fork may fall between the moment when a version is held and the moment when it is shown; then it is shown now.
+        """
+        self.bindings, self.validators, self.declares = parent.bindings, parent.validators, parent.declares
+        if parent.state is None or held is None:
+            return
+        if held.replica.cursor == parent.state.cursor:
+            self.state, self.inherited = parent.state, held
+            return
+        assert held.replica.cursor is not None
+        with contextlib.suppress(Invalid):  # then this one starts like any other
+            self.state = self.propose(held.replica.cursor, held.replica.texts, frozenset(held.replica.texts)).state
+            self.inherited = held
 
     def close(self) -> None:
         self._closed = True

@@ -322,7 +322,7 @@ class Session:
         cursor = channel.replica.cursor
         assert cursor is not None
         self.receipts.shown(channel.id, cursor)
-        if channel.source == "disk":
+        if channel.source != "network":
             self._answer_again(channel, cursor, now)
         channel.source = "network"
         channel.error = None
@@ -423,7 +423,8 @@ class Session:
         return (self.welcome.receipt_jitter_ms if self.welcome else POLLING_JITTER_MS) * 1000
 
     def _answer_again(self, channel: Channel, cursor: Cursor, now: Moment) -> None:
-        """The state came from the disk and is the head's: whether its receipt ever became durable is not known."""
+        """The state came from the disk and is the head's: whether its receipt ever became durable is not known. Or it came from the process
+        that we were forked from, and is not answered for by this one."""
         answered = Answered(channel.id, cursor, "applied", None, channel.applied_at_us)
         self.receipts.add(answered, now_us=now.steady_us, jitter_us=self._jitter_us())
 

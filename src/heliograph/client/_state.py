@@ -1,4 +1,7 @@
-"""What an application reads of one version, and what it is told when the next one comes. Immutable; swapped by one reference."""
+"""What an application reads of one version, and what it is told when the next one comes. Immutable; swapped by one reference.
+
+Read from any thread, while the client's own thread makes the next one: documents that were parsed meanwhile never disturb it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class State:
 
     def after(self, cursor: Cursor, texts: Mapping[str, bytes], changed: frozenset[str]) -> State:
         """The next version; values that did not change stay the very same objects."""
-        kept = {name: value for name, value in self._values.items() if name not in changed}
+        values = self._values.copy()  # in one step: readers in other threads go on parsing into it
+        kept = {name: value for name, value in values.items() if name not in changed}
         return State(cursor, texts, values=kept)
 
     def text(self, name: str) -> bytes | None:
@@ -31,10 +35,11 @@ class State:
 
     def value(self, name: str) -> Any:
         """Deeply immutable, or ABSENT."""
-        if name not in self._values:
+        found = self._values.get(name)
+        if found is None and name not in self._values:
             text = self._texts.get(name)
-            self._values[name] = ABSENT if text is None else read(text)
-        return self._values[name]
+            return self._values.setdefault(name, ABSENT if text is None else read(text))
+        return found
 
     def names(self) -> frozenset[str]:
         return frozenset(self._texts)

@@ -10,7 +10,7 @@ from heliograph.core.records import Cursor
 
 Phase = Literal["new", "starting", "running", "stopped", "closed"]
 Transport = Literal["websocket", "polling", "disk"]
-Source = Literal["network", "disk", "none"]
+Source = Literal["network", "disk", "parent", "none"]
 DiskState = Literal["off", "ok", "damaged", "unwritable"]
 
 
@@ -59,7 +59,8 @@ class SubscriptionStatus:
     """One namespace and environment.
 
     Attributes:
-        source: where the state came from or was last confirmed by: the network, only the disk, or nowhere yet.
+        source: where the state came from or was last confirmed by: the network, only the disk, only the memory of the process that this
+            one was forked from, or nowhere yet.
         head_age_s: seconds since the head was signed, by the server's clock as far as it is known.
         stale: the head's signature has expired (or there is none): the state is the last good one, and may not be the newest.
         rejected: the last version that did not fit the application, until a newer one is applied.

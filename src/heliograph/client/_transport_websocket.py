@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, N
 from websockets.typing import Subprotocol
 
 from heliograph.client._codes import error_for
+from heliograph.client._forks import let_go, watch
 from heliograph.client._link import Take
 from heliograph.core.errors import Forbidden, HeliographError, InvalidRequest, MalformedFrame, Unauthenticated, Unavailable
 from heliograph.core.frames import SUBPROTOCOL, FromClient, FromServer
@@ -48,6 +49,7 @@ class WebSocketLink:
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
+        watch(self, WebSocketLink._after_fork)
 
     @classmethod
     async def open(cls, url: str, token: str, *, agent: str, proxy: str | None, tls: ssl.SSLContext) -> Self:
@@ -89,6 +91,11 @@ class WebSocketLink:
     async def close(self) -> None:
         with contextlib.suppress(ConnectionClosed, OSError):
             await self._connection.close()
+
+    def _after_fork(self) -> None:
+        transport = self._connection.transport
+        if not transport.is_closing():  # else the number may be another file's by now
+            let_go(transport.get_extra_info("socket").fileno())
 
     @staticmethod
     def _decoded(data: bytes) -> FromServer:
