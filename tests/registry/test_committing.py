@@ -23,6 +23,7 @@ from heliograph.core.records import Signed, Version
 from heliograph.eventlog.wake import Bell
 from heliograph.keys.local import LocalKeys
 from heliograph.runtime.clock import now_us
+from heliograph.services.registry import commit
 from heliograph.services.registry.app import wire
 from heliograph.services.registry.changes import read_many, set_document
 from heliograph.services.registry.commit import Committed, Order
@@ -112,6 +113,35 @@ async def test_two_registries_share_one_history(
         assert good(await author.put("w1", 99), 200)["unchanged"] is True
         problem(await author.ask("DELETE", "/configs/nowhere"), 404, "not-found")
         assert await assert_sound(author, sql) == 42
+
+
+async def test_a_writer_that_holds_the_head_is_through_and_says_the_same_as_any_other(
+    author: Author, registry: Running, settings: Any, free_port: Any, sql: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after lost swaps, here from the first attempt on: two registries, more environments than heads may be held at a time."""
+    monkeypatch.setattr(commit, "ATTEMPTS", 0)
+    async with running(settings.model_copy(update={"registry_port": free_port()})) as second:
+        for name in ("a", "b", "c", "d"):
+            good(await author.ask("POST", author.place.rsplit("/", 1)[0], json={"name": name}), 201)
+
+        async def write(who: int, environment: str) -> None:
+            base = (second if who % 2 else registry).url + author.place.rsplit("/", 1)[0]
+            for i in range(5):
+                answer = await author.http.put(
+                    f"{base}/{environment}/configs/w{who}",
+                    content=str(i),
+                    headers=author.headers | {"Idempotency-Key": f"{environment}{who}{i}"},
+                )
+                good(answer, 201)
+
+        await asyncio.gather(*(write(who, name) for who in range(4) for name in ("a", "b", "c", "d")))
+        good(await author.put("w", 1), 201)
+        assert good(await author.put("w", 1), 200)["unchanged"] is True
+        problem(await author.ask("DELETE", "/configs/nowhere"), 404, "not-found")
+        again = {"Idempotency-Key": "again"}
+        assert (await author.put("w", 2, headers=again)).content == (await author.put("w", 2, headers=again)).content
+        problem(await author.put("w", 3, headers={"If-Match": f'"{"sha256:" + "0" * 64}"'}), 412, "stale-base")
+        assert await assert_sound(author, sql) == 3
 
 
 # --- idempotency ------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Publish, roll back, delete, restore, erase, begin again and purge in any order, against a plain model: contents and refusals agree.
+"""Publish, branch, roll back, delete, restore, erase, begin again and purge in any order, against a plain model: contents and refusals agree.
 
 Values are few, so that environments share texts all the time: what is erased or purged in one place is often needed in another.
 """
@@ -55,8 +55,7 @@ class World:
         name = self.random.choice(ENVIRONMENTS)
         history = self.histories.get(name)
         if history is None:
-            good(await self.author.ask("POST", f"{SHOP}/environments", json={"name": name}), 201)
-            self.histories[name] = History()
+            await self.random.choice((self.create, self.branch, self.branch))(name)
         elif history.deleted:
             await self.random.choice((self.restore, self.restore, self.erase, self.take_the_name))(name, history)
         else:
@@ -71,6 +70,25 @@ class World:
                 self.purge,
             )
             await self.random.choice(every)(name, history)
+
+    async def create(self, name: str) -> None:
+        good(await self.author.ask("POST", f"{SHOP}/environments", json={"name": name}), 201)
+        self.histories[name] = History()
+
+    async def branch(self, name: str) -> None:
+        source = self.random.choice(sorted(self.histories) or [name])
+        number = self.random.randint(1, len(self.histories[source].versions)) if source in self.histories else 1
+        asked = {"name": name, "from": {"environment": source, "version": number}}
+        answer = await self.author.ask("POST", f"{SHOP}/environments", json=asked)
+        if source not in self.histories or self.histories[source].deleted:
+            problem(answer, 404, "not-found")
+            return
+        content = self.histories[source].versions[number - 1]
+        if self.purged & set(content.values()):
+            problem(answer, 409, "conflict")
+        else:
+            good(answer, 201)
+            self.histories[name] = History([dict(content)])
 
     async def publish(self, name: str, history: History) -> None:
         config, value = self.random.choice(CONFIGS), self.random.choice(VALUES)
@@ -126,6 +144,7 @@ class World:
         else:
             assert good(answer, 201)["digests"] == [digest_of(value)]
             self.purged.add(value)
+            await self.sql.execute("update registry.purged set at = at - interval '2 minutes'")  # branches wait for one
 
     async def check(self) -> None:
         for name, history in self.histories.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from heliograph.core.merge import ABSENT, Side
 from heliograph.services.registry.common_point import Point, in_common, known
 from heliograph.services.registry.merging import Config, merge_configs
 
-from .conftest import Author, good
+from .conftest import Author, good, problem
 from .test_common_point import World
 from .test_promoting import Team
 
@@ -75,9 +76,8 @@ class Life:
 
     async def step(self) -> None:
         environment = self.chance.choice(sorted(self.model.world.heads))
-        await self.chance.choice((self.publish, self.publish, self.promote, self.promote, self.roll_back, self.branch))(
-            environment
-        )
+        steps = (self.publish, self.patch, self.promote, self.promote, self.roll_back, self.branch, self.delete_and_restore)
+        await self.chance.choice(steps)(environment)
         assert await everything(self.team.at(environment)) == self.model.now(environment)
 
     async def publish(self, environment: str) -> None:
@@ -92,6 +92,34 @@ class Life:
         change = {"name": name} | ({"document": documents[name]} if name in documents else {"delete": True})
         made = good(await self.team.at(environment).publish(change), 201)
         assert made["number"] == self.model.commit(environment, documents).number
+
+    async def patch(self, environment: str) -> None:
+        """One member of one config, by either kind of patch, or taken away."""
+        documents, name, member = self.model.now(environment), self.chance.choice(NAMES), self.chance.choice(MEMBERS)
+        if name not in documents:
+            return
+        value = self.chance.choice((None, 0, 1, 2))
+        if value is not None and self.chance.random() < 0.5:
+            kind, body = "json-patch", [{"op": "add", "path": f"/{member}", "value": value}]
+        else:
+            kind, body = "merge-patch", {member: value}
+        headers = {"Content-Type": f"application/{kind}+json"}
+        answer = await self.team.at(environment).ask("PATCH", f"/configs/{name}", content=json.dumps(body), headers=headers)
+        kept = {key: each for key, each in documents[name].items() if key != member}
+        documents[name] = kept | ({} if value is None else {member: value})
+        if documents == self.model.now(environment):
+            assert good(answer, 200)["unchanged"] is True
+        else:
+            assert good(answer, 201)["number"] == self.model.commit(environment, documents).number
+
+    async def delete_and_restore(self, environment: str) -> None:
+        """While it is away it is nowhere: not to read, not to promote from. It comes back with its whole past."""
+        author, others = self.team.at(environment), [each for each in self.model.world.heads if each != environment]
+        good(await author.ask("DELETE", author.place))
+        problem(await author.get("/configs"), 404, "not-found")
+        for each in others:
+            problem(await self.team.promote(environment, each), 404, "not-found")
+        good(await author.ask("POST", "/restore"))
 
     async def roll_back(self, environment: str) -> None:
         to = Point(environment, self.chance.randint(1, self.model.world.heads[environment]))

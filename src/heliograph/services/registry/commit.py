@@ -3,7 +3,8 @@
 A use case says what the next version holds, given a head; here it is signed, and swapped in with one round trip. Writers of one environment in
 this process take turns, so that they do not race for a swap that only one can win; writers in other processes are met by the swap itself:
 when the head has moved, the use case is asked again on top of the new one. The head that is remembered from the last commit is a guess that saves
-a read; a refusal is never based on a guess.
+a read; a refusal is never based on a guess. A writer that has lost some swaps in a row holds the head while it prepares: then others wait, and
+nobody starves, however many processes write.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import structlog
 from heliograph.core import dsse
 from heliograph.core.errors import (
     AlreadyExists,
-    Contended,
     HeliographError,
     IdempotencyKeyReused,
     NotFound,
@@ -34,6 +34,7 @@ from heliograph.eventlog.wake import Bell
 from heliograph.keys.ports import Signer
 from heliograph.runtime import retry
 from heliograph.runtime.clock import now_us
+from heliograph.runtime.postgres import Connection
 from heliograph.services.registry import answers
 from heliograph.services.registry.cache import ByteCache
 from heliograph.services.registry.draft import EMPTY, MANY, Content, Draft, draft, event_body, objects_of
@@ -44,7 +45,10 @@ from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-ATTEMPTS: Final = 8
+ATTEMPTS: Final = 4
+"""Swaps that may be lost to other processes before the head is held."""
+INSISTING: Final = 2
+"""Heads held at a time, so that there are connections left to read what is needed meanwhile."""
 TURN_S: Final = 10.0
 """Seconds a writer may stand in line for its environment: a line that long is an overload."""
 CREATED: Final = 201
@@ -101,6 +105,15 @@ class Signers:
     head: Signer
 
 
+@dataclass(frozen=True, slots=True)
+class _Swapped:
+    """What a swap led to; ``made`` and ``head`` when it committed something new."""
+
+    answer: Committed
+    made: Draft | None = None
+    head: Signed | None = None
+
+
 class Commits:
     """``head_life_us``: how long a signed head is good for."""
 
@@ -115,17 +128,18 @@ class Commits:
         self._head_life_us = head_life_us
         self._heads: ByteCache[Place, HeadRow] = ByteCache(16 << 20)
         self._turns: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+        self._insisting = asyncio.Semaphore(INSISTING)
 
     async def create(self, order: Order, content: Content = EMPTY) -> Committed:
         """Version 1 of a new environment. Raises AlreadyExists, NotFound (no such namespace)."""
         done = await self._swap(order, None, content)
         assert done is not None, "there is no head that could move"
-        return done
+        return self._settled(done)
 
     async def commit(self, order: Order, make: Make) -> Committed | Unchanged:
         """Exactly one new version on top of the head it is given, or none.
 
-        Raises what ``make`` raises, StaleBase, IdempotencyKeyReused, NotFound, Contended, Unavailable (then nobody knows: ask again by key).
+        Raises what ``make`` raises, StaleBase, IdempotencyKeyReused, NotFound, Unavailable (then nobody knows: ask again by key).
         """
         async with self._turn(order.place):
             return await self._attempts(order, make)
@@ -144,14 +158,23 @@ class Commits:
             made = await self._made(order, make, base)
             if isinstance(made, Content):
                 if done := await self._swap(order, base, made):
-                    return done
+                    return self._settled(done)
                 self._metrics.retries.labels("commit").inc()
                 await asyncio.sleep(retry.delay(attempt, base_s=0.002, cap_s=0.1))
             elif certain:
                 return await self._concluded(order, base, made)
             base, certain = await self._store.head(order.place), True
-        self._metrics.commits.labels("contended").inc()
-        raise Contended(f"{order.place} moved {ATTEMPTS} times while this was being committed; nothing was changed")
+        return await self._insist(order, make)
+
+    async def _insist(self, order: Order, make: Make) -> Committed | Unchanged:
+        """On top of a head that nobody else moves meanwhile."""
+        async with self._insisting, self._store.holding(order.place) as (connection, base):
+            made = await self._made(order, make, base)
+            done = await self._swap(order, base, made, within=connection) if isinstance(made, Content) else None
+        if done:
+            return self._settled(done)
+        assert not isinstance(made, Content), "a head that is held does not move"
+        return await self._concluded(order, base, made)
 
     async def _guess(self, place: Place) -> tuple[HeadRow, bool]:
         """A head to try on, and whether it was read just now."""
@@ -180,8 +203,10 @@ class Commits:
 
     # --- the swap -----------------------------------------------------------------------------------------------------------------
 
-    async def _swap(self, order: Order, base: HeadRow | None, content: Content) -> Committed | None:
-        """None: the head has moved."""
+    async def _swap(
+        self, order: Order, base: HeadRow | None, content: Content, *, within: Connection | None = None
+    ) -> _Swapped | None:
+        """None: the head has moved. ``within`` a transaction nothing is certain before its end."""
         at_us = now_us()
         made = draft(
             order.place,
@@ -206,12 +231,11 @@ class Commits:
             made, record, head, event, order.received_at_us, order.trace, actor=order.author, action=order.action, keyed=keyed
         )
         with self._metrics.commit_seconds.time(), self._metrics.publish_seconds.labels("commit").time():
-            outcome, before = await self._store.commit(commit)
+            outcome, before = await self._store.commit(commit, within=within)
         self._metrics.commits.labels(outcome).inc()
         match outcome:
             case "committed":
-                self._settle(made, head)
-                return Committed(CREATED, body)
+                return _Swapped(Committed(CREATED, body), made, head)
             case "moved":
                 return None
             case "missing":
@@ -223,7 +247,13 @@ class Commits:
             case "reused":
                 raise _reused()
         assert before is not None, "a replay has an answer"
-        return Committed(before.status, before.body, replayed=True)
+        return _Swapped(Committed(before.status, before.body, replayed=True))
+
+    def _settled(self, done: _Swapped) -> Committed:
+        """It is durable: tell those who wait for it, and remember."""
+        if done.made and done.head:
+            self._settle(done.made, done.head)
+        return done.answer
 
     async def _first_epoch(self, place: Place, at_us: int) -> int:
         """A name that was erased begins another life: its old numbers are in clients and in the ledger, and must not mean something else there."""

@@ -33,11 +33,12 @@ class Database:
             async with asyncio.timeout(self._timeout_s):
                 return await self._pool.fetch(SQL[name], *values)
 
-    async def _row(self, name: str, *values: Any) -> Any:
+    async def _row(self, name: str, *values: Any, within: Connection | None = None) -> Any:
+        """The first row, None if there is none; in a transaction of its own or ``within`` one."""
         with translating():
             async with asyncio.timeout(self._timeout_s):
-                return await self._pool.fetchrow(SQL[name], *values)
+                return await (within or self._pool).fetchrow(SQL[name], *values)
 
     async def _value(self, name: str, within: Connection | None, *values: Any) -> Any:
         """The one value of a statement, in a transaction of its own or ``within`` one."""
-        return await within.fetchval(SQL[name], *values) if within else (await self._row(name, *values))[0]
+        return (await self._row(name, *values, within=within))[0]

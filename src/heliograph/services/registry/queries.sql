@@ -4,6 +4,11 @@
 select namespace, environment, epoch, number, version, root, peaks, at_us, configs, safe, issued_at_us, expires_at_us, payload, signatures
   from registry.head where namespace = $1 and environment = $2;
 
+-- name: held_head
+-- The same, held until the end of the transaction.
+select namespace, environment, epoch, number, version, root, peaks, at_us, configs, safe, issued_at_us, expires_at_us, payload, signatures
+  from registry.head where namespace = $1 and environment = $2 for update;
+
 -- name: heads
 -- One page of all heads with their versions, for readers that start.
 select h.namespace, h.environment, h.payload, h.signatures, v.record, v.record_signatures

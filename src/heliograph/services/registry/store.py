@@ -7,7 +7,8 @@ the same request with the same idempotency key finds out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -193,13 +194,22 @@ class Store(Database):
 
     # --- writing ------------------------------------------------------------------------------------------------------------------
 
-    async def commit(self, commit: Commit) -> tuple[Swapped, Answered | None]:
-        """One round trip; see the function in the migration."""
+    @asynccontextmanager
+    async def holding(self, place: Place) -> AsyncIterator[tuple[Connection, HeadRow]]:
+        """A transaction in which nobody else moves the head; others wait for its end. Raises NotFound."""
+        async with self.transaction() as connection:
+            row = await self._row("held_head", place.namespace, place.environment, within=connection)
+            if row is None:
+                raise await self.missing(place)
+            yield connection, _head(row)
+
+    async def commit(self, commit: Commit, *, within: Connection | None = None) -> tuple[Swapped, Answered | None]:
+        """One round trip; see the function in the migration. ``within``: in that transaction."""
         try:
             if lineage := commit.draft.content.lineage:
-                row = await self._row("commit_with_lineage", *_arguments(commit), *lineage)
+                row = await self._row("commit_with_lineage", *_arguments(commit), *lineage, within=within)
             else:
-                row = await self._row("commit", *_arguments(commit))
+                row = await self._row("commit", *_arguments(commit), within=within)
         except asyncpg.RestrictViolationError as error:
             if "purged" not in str(error):
                 raise
