@@ -185,6 +185,8 @@ async def test_what_nobody_refers_to_is_erased_and_the_rest_stays(author: Author
     good(await dev.put("own", {"secret": "of dev"}, headers={"Heliograph-Message": "own"}), 201)
     good(await dev.put("f0/c0", {"shared": "no more"}), 201)
     good(await dev.ask("PUT", "/labels/l", json={"version": 2}), 201)
+    good(await dev.ask("PUT", "/policy", json={"compatibility": "refuse"}))
+    good(await author.ask("POST", "/promote", json={"from": "dev", "configs": ["f1/"]}), 200)
     good(await dev.ask("DELETE", f"{SHOP}/environments/dev"))
     every = await objects(sql)
     await eraser.work()
@@ -194,7 +196,8 @@ async def test_what_nobody_refers_to_is_erased_and_the_rest_stays(author: Author
     problem(await author.ask("POST", f"{SHOP}/environments/dev/restore"), 404, "not-found")
     await eraser.work()
     assert await objects(sql) == needed
-    for table in ("version", "change", "label", "deleted_environment", "marked_version"):
+    assert await sql.fetchval("select count(*) from registry.lineage where source_environment = 'dev'") == 0
+    for table in ("version", "change", "label", "policy", "lineage", "deleted_environment", "marked_version"):
         assert await sql.fetchval(f"select count(*) from registry.{table} where environment = 'dev'") == 0, table
     for table in ("mark", "collection"):
         assert await sql.fetchval(f"select count(*) from registry.{table}") == 0, table

@@ -333,6 +333,7 @@ begin
     update registry.deleted_environment d set erasing = true
      where d.namespace = o_namespace and d.environment = o_environment and not d.erasing;
     delete from registry.lineage l where l.namespace = o_namespace and o_environment in (l.environment, l.source_environment);
+    delete from registry.policy p where p.namespace = o_namespace and p.environment = o_environment;  -- made by 0010
 
     delete from registry.change where ctid = any(array(
         select c.ctid from registry.change c where c.namespace = o_namespace and c.environment = o_environment limit p_limit));
