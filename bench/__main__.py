@@ -1,4 +1,4 @@
-"""`python -m bench [propagation|commit|authors …]`: measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [propagation|commit|authors|scale …]`: measures, prints, and writes docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import authors, commit_cost, report, stacks
+from bench import authors, commit_cost, report, scale, stacks
 from bench.propagation import Result, measure
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["all", "propagation", "commit", "authors"], default="all")
+    parser.add_argument(
+        "what", nargs="?", choices=["all", "propagation", "commit", "authors", "scale"], default="all", help="all: but scale"
+    )
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
     parser.add_argument("--clients", type=int, default=1000, help="synthetic clients")
     parser.add_argument("--sdks", type=int, default=20, help="real SDK processes")
     parser.add_argument("--publishes", type=int, default=200)
-    parser.add_argument("--gap", type=float, default=0.25, help="mean seconds between publishes")
+    parser.add_argument("--gap", type=float, default=1.0, help="mean seconds between publishes")
+    parser.add_argument("--configs", type=int, default=100_000, help="scale: configs in one environment")
+    parser.add_argument(
+        "--versions", type=int, default=1_000_000, help="scale: versions in another; a million takes ten minutes to write"
+    )
     parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks.md as it is")
     return parser.parse_args()
 
@@ -64,6 +70,12 @@ def main() -> None:
         print(text)
         if not options.dry:
             report.replace_section("authors", "make bench ARGS=authors", text)
+    if options.what == "scale":
+        text = asyncio.run(scale.measure(options.configs, options.versions))
+        print(text)
+        if not options.dry:
+            command = f"make bench ARGS='scale --configs {options.configs} --versions {options.versions}'"
+            report.replace_section("scale", command, text)
 
 
 if __name__ == "__main__":
