@@ -6,7 +6,6 @@ registry's, because publishing it would take hours; then everything is started a
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import tempfile
