@@ -257,6 +257,8 @@ class Follower:
             try:
                 await self._load(namespace, name)
             except NotFound as missing:
+                if mend.again:  # it may have been restored since
+                    continue
                 self._hub.no_environment(namespace, name, missing.detail)
                 return
             except Unavailable:
