@@ -82,7 +82,7 @@ def _row(told: dict[str, Any]) -> tuple[Any, ...]:
 
 def show_letter(
     session: Session,
-    number: Annotated[int, typer.Argument(metavar="ID", min=1)],
+    number: Annotated[int, typer.Argument(metavar="ID", min=1, help="Which, as list shows it.")],
     documents: Annotated[
         bool, typer.Option("--documents", help="With the documents in it; that you looked is written into the audit trail.")
     ] = False,

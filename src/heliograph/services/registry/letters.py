@@ -84,6 +84,7 @@ class Letters:
         return settled
 
     async def discard(self, letters: Iterable[DeadLetter], *, by: str, note: str) -> Settled:
+        """Discards dead letters that wait, with the reason: each group in a transaction of its own."""
         settled = Settled()
         for group in _groups(letters):
             async with self._store.transaction() as connection:
@@ -95,7 +96,7 @@ class Letters:
         return settled
 
     async def _replay(self, group: _Group, by: str, trace: str | None) -> list[int]:
-        """Raises Conflict for what cannot be told again, NotFound for an environment that is gone, Contended."""
+        """Has the letters of one group told again. Raises Conflict for what cannot be, NotFound for an environment that is gone, Contended."""
         if group.way == "none":
             raise Conflict("the dead letter does not say which environment it is about; discard it")
         state = "replaying" if group.way == "ledger" else "replayed"

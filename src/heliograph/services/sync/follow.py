@@ -247,6 +247,8 @@ class Follower:
     def _mended(self, key: tuple[str, str], mend: Mend, task: asyncio.Task[None]) -> None:
         if self._mending.get(key) is mend:
             del self._mending[key]
+            if mend.again and not task.cancelled():  # asked for between its last look and now
+                self._mend(*key, mend.record)
         self._count_quarantined()
         if not task.cancelled() and (error := task.exception()):
             log.error("mending_failed", exc_info=error)  # the next record of it tries again
