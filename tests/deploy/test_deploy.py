@@ -22,7 +22,7 @@ from heliograph.services.relay.settings import RelaySettings
 DEPLOY = ROOT / "deploy"
 SERVICES = ("registry", "relay", "ledger", "sync")
 VARIABLE = re.compile(r"\bHELIOGRAPH_[A-Z][A-Z0-9_]*[A-Z0-9]\b(?!\*|…|_)")
-INVOKED = re.compile(r"(?<![-\w/.])(?<!-g )(?<!database )heliograph ([a-z]+(?: [a-z]+)?)")
+INVOKED = re.compile(r"(?<![-\w/.])(?<!-g )(?<!database )(?<!install )heliograph ([a-z]+(?: [a-z]+)?)")
 LINT_S = 60
 
 

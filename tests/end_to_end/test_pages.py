@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 from handbook.examples import DOCS, Step, guides, steps
 from tests.conftest import free_port
-from tests.end_to_end.processes import Managed, heliograph
+from tests.end_to_end.processes import ROOT, Managed, heliograph
 from tests.end_to_end.reader import Reader, reading
 from tests.fixtures.postgres import require
 
 PORTS = {"REGISTRY": 7070, "SYNC": 7071, "SYNC_HTTP": 7072, "LEDGER": 7073}
 NEEDS = ("curl", "jq")
-ELSEWHERE = {"servers.md": "test_moving.py"}
+SDK = ("celery.md", "django.md", "fastapi.md", "plain-script.md", "use-the-python-sdk.md")
+ELSEWHERE = {
+    "how-to/servers.md": "tests/end_to_end/test_moving.py",
+    **{f"how-to/{page}": "tests/examples/test_pages.py" for page in SDK},
+}
 """Pages that need more than `heliograph dev`, and the test that runs them."""
 
 SAID = {
@@ -38,7 +42,7 @@ def name_of(page: Path) -> str:
     return page.relative_to(DOCS).as_posix()
 
 
-PAGES = {name_of(page): list(steps(page.read_text())) for page in guides() if page.name not in ELSEWHERE}
+PAGES = {name_of(page): list(steps(page.read_text())) for page in guides() if name_of(page) not in ELSEWHERE}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,12 @@ async def test_a_page_works_as_it_stands(page: str, reader: Reader) -> None:
 def test_every_program_of_a_page_has_its_lines_here() -> None:
     runs = {name for name, found in PAGES.items() if any(step.text.startswith("python ") for step in found)}
     assert runs == set(SAID)
+
+
+def test_a_page_that_is_left_out_is_named_by_the_test_that_runs_it() -> None:
+    for page, test in ELSEWHERE.items():
+        assert (DOCS / page).exists()
+        assert f'{Path(page).name}"' in (ROOT / test).read_text(), (page, test)
 
 
 def test_the_tutorial_is_run() -> None:

@@ -11,11 +11,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs/how-to"
 SHOWN = re.compile(r"^```python\n# examples/(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWS = {
+    "celery.md": "celery_worker.py",
+    "django.md": "django_app.py",
+    "fastapi.md": "fastapi_app.py",
+    "plain-script.md": "plain_script.py",
+}
+"""The example of each framework's page. No other page shows one."""
+
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", (PAGES / "use-the-python-sdk.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_every_example_is_shown_as_it_is() -> None:
-    shown = {name: text for page in PAGES.glob("*.md") for name, text in SHOWN.findall(page.read_text())}
+    found = {(page.name, name): text for page in PAGES.glob("*.md") for name, text in SHOWN.findall(page.read_text())}
+    assert set(found) == set(SHOWS.items())
+    shown = {name: text for (_, name), text in found.items()}
     assert shown == {path.name: path.read_text() for path in (ROOT / "examples").glob("*.py")}
 
 
