@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import connect
 
 from heliograph.cli.exits import Exit
@@ -225,6 +226,7 @@ def instance(shell: Shell, place: str, *answers: str | None, declares: dict[str,
 
 
 def _answer(socket: Any, states: tuple[str | None, ...]) -> None:
+    """Until the socket is closed, be it between a frame and its receipt."""
     seq = 0
     for text in socket:
         frame = json.loads(text)
@@ -234,7 +236,8 @@ def _answer(socket: Any, states: tuple[str | None, ...]) -> None:
             seq += 1
             receipt = {"type": "receipt", "seq": seq, "subscription": 1, "state": state, "reason": "not today"}
             receipt["trace"] = frame.get("trace")
-            socket.send(json.dumps(receipt | {key: head[key] for key in ("epoch", "number", "version")}))
+            with suppress(ConnectionClosedOK):
+                socket.send(json.dumps(receipt | {key: head[key] for key in ("epoch", "number", "version")}))
 
 
 def _until_counted(shell: Shell, place: str) -> None:

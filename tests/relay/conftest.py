@@ -15,7 +15,7 @@ from tests.conftest import free_port
 from tests.end_to_end.processes import Managed
 
 from heliograph.eventlog.kafka import KafkaReader
-from heliograph.eventlog.ports import Gap, Record, Stream
+from heliograph.eventlog.ports import Gap, Marks, Record, Stream
 from heliograph.runtime.retry import until_available
 from heliograph.services.relay.app import serve
 from heliograph.services.relay.settings import RelaySettings
@@ -92,9 +92,9 @@ class Relayed:
 
     # --- the reader's side ---
 
-    async def arrived(self) -> dict[int, list[tuple]]:
-        """What a reader sees from the beginning, read until it has the last event that is committed now in every shard."""
-        records = await self.read(await self.last())
+    async def arrived(self, after: Mapping[int, int] | None = None) -> dict[int, list[tuple]]:
+        """What a reader sees from the beginning or after these marks, read until it has the last event that is committed now in every shard."""
+        records = await self.read(await self.last(), after)
         assert not [each for each in records if isinstance(each, Gap)]
         return _by_shard(
             (each.shard, each.timeline, each.position, each.key, each.body, each.trace, each.committed_at_us)
@@ -104,11 +104,15 @@ class Relayed:
     async def last(self) -> dict[int, tuple[int, int]]:
         return {shard: rows[-1][:2] for shard, rows in (await self.committed()).items()}
 
-    async def read(self, until: Mapping[int, tuple[int, int]]) -> list[Record | Gap]:
+    async def earliest(self) -> Marks:
+        async with self.reader() as reader:
+            return await until_available(reader.earliest)
+
+    async def read(self, until: Mapping[int, tuple[int, int]], after: Mapping[int, int] | None = None) -> list[Record | Gap]:
         """Until each of these shards' (timeline, position) has been seen."""
         missing, seen = set(until.items()), []
         async with asyncio.timeout(PATIENCE_S), self.reader() as reader:
-            async for batch in reader.read({}):
+            async for batch in reader.read(after or {}):
                 seen += batch
                 missing -= {(each.shard, (each.timeline, each.position)) for each in batch if isinstance(each, Record)}
                 if not missing:
