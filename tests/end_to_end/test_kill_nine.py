@@ -170,11 +170,18 @@ async def _check_versions(stack: Stack, acknowledged: dict[int, int], head: dict
 async def _check_receipts(stack: Stack, witnesses: list[Witness]) -> None:
     """Whatever an application has seen, the ledger knows."""
     applied = {number for each in witnesses for number in each.seen}
-    async with stack.http(stack.endpoints["ledger"]) as ledger, asyncio.timeout(SETTLE_S):
+    async with stack.http(stack.endpoints["ledger"]) as ledger:
         for number in sorted(applied):
             expected = sum(number in each.seen for each in witnesses)
-            while (found := await _applied(ledger, number)) < expected:
-                await asyncio.sleep(0.2)
+            try:
+                async with asyncio.timeout(SETTLE_S):
+                    while (found := await _applied(ledger, number)) < expected:
+                        await asyncio.sleep(0.2)
+            except TimeoutError:
+                told = {each: stack.services[each].tail() for each in ("ledger", "sync")}
+                raise AssertionError(
+                    f"version {number}: {found} of {expected} receipts\n{told['ledger']}\n{told['sync']}"
+                ) from None
             assert found == expected
 
 

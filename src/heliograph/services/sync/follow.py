@@ -92,6 +92,7 @@ class Follower:
         self._letters = letters
         self._revoked = revoked
         self._mending: dict[tuple[str, str], Mend] = {}
+        self._moved: dict[Environment, None] = {}  # by the batch in hand
         hub.look_for = self._seek
 
     async def load(self) -> Marks:
@@ -110,7 +111,8 @@ class Follower:
                         self._metrics.log_gaps.labels("versions").inc()
                         self._mend_shard(item.shard)
                     else:
-                        await self._take(item, read_us)
+                        await self._take(item)
+                self._send_moved(read_us)
                 self._metrics.log_records_read.labels("versions").inc(len(batch))
         finally:
             await self.close()
@@ -124,7 +126,14 @@ class Follower:
 
     # --- records ---
 
-    async def _take(self, record: Record, read_us: int) -> None:
+    def _send_moved(self, read_us: int) -> None:
+        """After an outage of the log many versions come at once: clients get one frame from where they are to the last of them."""
+        moved, self._moved = self._moved, {}
+        for environment in moved:
+            if (room := self._hub.room(environment.namespace, environment.environment)) and room.environment is environment:
+                self._hub.moved(environment, read_us)
+
+    async def _take(self, record: Record) -> None:
         try:
             event = _decode(record.body)
         except (msgspec.DecodeError, RecursionError):
@@ -136,7 +145,7 @@ class Follower:
             case HeadEvent():
                 self._take_head(record, event)
             case VersionEvent():
-                await self._advance(record, event, read_us)
+                await self._advance(record, event)
             case DeletedEvent():
                 self._remove(event)
             case PurgeEvent(namespace=namespace):
@@ -179,7 +188,7 @@ class Follower:
         if room and event.replay and event.replay.push:
             self._hub.push_again(room.environment, event.trace)
 
-    async def _advance(self, record: Record, event: VersionEvent, read_us: int) -> None:
+    async def _advance(self, record: Record, event: VersionEvent) -> None:
         room = self._hub.room(event.namespace, event.environment)
         if room is None:
             self._mend(event.namespace, event.environment, record)
@@ -202,7 +211,7 @@ class Follower:
             )
             self._mend(event.namespace, event.environment, record)
             return
-        self._hub.moved(environment, read_us)
+        self._moved[environment] = None
 
     async def _commit(self, environment: Environment, event: VersionEvent) -> None:
         changes = {each.name: await self._entry(event.namespace, each) for each in event.changes}
