@@ -1,7 +1,8 @@
 """Publish to applied: 20 or more real SDK processes inside a crowd of synthetic clients, on one stack.
 
 t0 is taken just before the author's first byte; an SDK's time is when its application's callback has run (verified, applied), a synthetic
-client's when it has read the frame's last byte. Everything runs on this machine's one clock, so no offset is estimated. Receipts are
+client's when it has read the frame's last byte. Half of the crowd connects before the SDKs and half after, as a node sends in the order in which
+they came. Everything runs on this machine's one clock, so no offset is estimated. Receipts are
 stored by the ledger throughout, verification is on.
 """
 
@@ -49,14 +50,18 @@ async def measure(stack: Stack, folder: Path, *, clients: int, processes: int, p
     headers = {"Authorization": f"Bearer {stack.token}"}
     async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=30) as api:
         token = await _prepare(api)
-        arrivals = folder / "crowd"
-        async with crowd(stack, token, TARGET, clients, arrivals), sdks(stack, token, TARGET, processes, folder):
+        half, arrivals = clients // 2, [folder / "crowd-before", folder / "crowd-after"]
+        async with (
+            crowd(stack, token, TARGET, half, arrivals[0]),
+            sdks(stack, token, TARGET, processes, folder),
+            crowd(stack, token, TARGET, clients - half, arrivals[1]),
+        ):
             published = await _publish(api, publishes, gap_s)
             stories = await _stories(stack, headers, [number for number, _, _ in published])
     result = Result(stack.name, clients, processes, publishes)
     result.receipts_expected = publishes * (clients + processes)
     sdk_files = [folder / f"sdk-{i}" / "arrivals" for i in range(processes)]
-    _collect(result, published, stories, read_arrivals(*sdk_files), read_arrivals(arrivals))
+    _collect(result, published, stories, read_arrivals(*sdk_files), read_arrivals(*arrivals))
     return result
 
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import socket
+from contextlib import suppress
 from typing import Any, Final, cast
 
 import msgspec
@@ -43,6 +44,8 @@ _encode = msgspec.json.Encoder().encode
 PATH: Final = b"/v1/stream"
 SEND_BUFFER: Final = 64 * 1024
 """Kernel bytes per socket: a client that stops reading is noticed after some 150 KiB instead of 4 MB."""
+CONGESTION: Final = b"cubic"
+"""Frames are small and far apart, nothing to pace: under BBR each send arms a timer, a quarter of a fan-out's time (docs/benchmarks.md)."""
 DEAD_PEER_MS: Final = 30_000
 BACKLOG: Final = 4096
 _NEVER_SENT: Final = frozenset({1005, 1006, 1015})
@@ -297,6 +300,9 @@ def _listening(host: str, port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what is accepted
+    if hasattr(socket, "TCP_CONGESTION"):
+        with suppress(OSError):  # where it is not there, or not for us, the system's default will do
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
     try:
