@@ -63,7 +63,7 @@ async def _until_acknowledged(stack: Stack, revision: int) -> int:
             if answer.status_code in (200, 201):
                 return int(answer.json()["number"])
             assert answer.status_code in (409, 500, 503), answer.text
-        except httpx.HTTPError:
+        except (httpx.HTTPError, AttributeError):  # the second: anyio, of a socket that was reset in the moment it opened
             pass
         await asyncio.sleep(0.1)
 

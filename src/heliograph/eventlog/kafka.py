@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
 import structlog
@@ -28,6 +30,8 @@ log = structlog.get_logger()
 MAX_MESSAGE: Final = 16 * 1024 * 1024
 """Bytes. Events carry at most 256 KiB of text, but the leaves of thousands of configs may be in one."""
 CALL_S: Final = 10.0
+LEADERS_S: Final = 60.0
+"""Seconds a new topic may take until its partitions answer: many at once on a small broker take some."""
 DRAIN: Final = 500
 APPEND_S: Final = 30.0
 
@@ -99,12 +103,14 @@ def _ignoring_present(call: Callable[[], object]) -> None:
 
 def _await_leaders(admin: AdminClient, name: str) -> None:
     """Created is not yet led, and a leader that is named does not yet know that it leads: asked for its offsets, it does."""
-    for _ in range(200):
-        try:
-            _offsets(admin, name, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-            return
-        except KafkaException:
-            threading.Event().wait(0.05)
+    until = time.monotonic() + LEADERS_S
+    while time.monotonic() < until:
+        with suppress(KafkaException):
+            partitions = admin.list_topics(name, timeout=CALL_S).topics[name].partitions  # and so the client knows them, too
+            if len(partitions) >= SHARDS and all(each.leader >= 0 for each in partitions.values()):
+                _offsets(admin, name, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+                return
+        threading.Event().wait(0.05)
     raise Unavailable(f"Kafka: the partitions of {name} have no leaders", retry_after=1)
 
 
