@@ -24,6 +24,8 @@ from heliograph.core.errors import BadSignature, HeliographError, InvalidRequest
 from heliograph.core.records import ROOT_TYPE, Signed
 from heliograph.core.trust import Trust
 
+BROKEN: Final = (httpx.HTTPError, AttributeError)
+"""What a request that gets no answer raises; the second from anyio, of a socket that was reset in the moment it opened."""
 MAX_ANSWER_BYTES: Final = 256 * 1024
 _log = logging.getLogger("heliograph")
 
@@ -117,7 +119,7 @@ class Discovery:
     async def _get(self, path: str) -> bytes:
         try:
             answer = await self._http.get(self._url + path)
-        except httpx.HTTPError as error:
+        except BROKEN as error:
             raise Unavailable(f"cannot reach {self._url}: {type(error).__name__}") from None
         if answer.status_code != HTTPStatus.OK or len(answer.content) > MAX_ANSWER_BYTES:
             raise Unavailable(f"{self._url}{path} answered HTTP {answer.status_code}")

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from heliograph.client._discovery import problem_of
+from heliograph.client._discovery import BROKEN, problem_of
 from heliograph.client._link import Take
 from heliograph.core.errors import Forbidden, HeliographError, Invalid, NotFound, Unavailable
 from heliograph.core.frames import (
@@ -125,7 +125,7 @@ class PollingLink:
         path = f"/v1/bundles/{quote(subscription.namespace)}/{quote(subscription.environment)}"
         try:
             answer = await self._http.get(self._base + path, params=query, headers=self._headers, timeout=READ_TIMEOUT_S)
-        except httpx.HTTPError as error:
+        except BROKEN as error:
             raise Unavailable(f"polling failed: {type(error).__name__}") from None
         if answer.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return []
@@ -185,7 +185,7 @@ class PollingLink:
                 content=msgspec.json.encode(told),
                 headers={**self._headers, "Content-Type": "application/json"},
             )
-        except httpx.HTTPError:
+        except BROKEN:
             return None
 
 
