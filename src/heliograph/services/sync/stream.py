@@ -45,7 +45,7 @@ PATH: Final = b"/v1/stream"
 SEND_BUFFER: Final = 64 * 1024
 """Kernel bytes per socket: a client that stops reading is noticed after some 150 KiB instead of 4 MB."""
 CONGESTION: Final = b"cubic"
-"""Frames are small and far apart, nothing to pace: under BBR each send arms a timer, a quarter of a fan-out's time (docs/benchmarks.md)."""
+"""Frames are small and far apart, nothing to pace: under BBR each send arms a timer, a fifth of a fan-out's time (docs/benchmarks.md)."""
 DEAD_PEER_MS: Final = 30_000
 BACKLOG: Final = 4096
 _NEVER_SENT: Final = frozenset({1005, 1006, 1015})
