@@ -15,11 +15,6 @@ def publish(shop: Place, max_items: Any) -> dict[str, Any]:
     return dict(answer["propagation"])
 
 
-@pytest.fixture(autouse=True)
-def twenty(shop: Place) -> None:
-    shop.publish({"checkout/limits": {"max_items": 20}})
-
-
 def test_plain_script(run: Any, shop: Place) -> None:
     with run("-m", "plain_script") as program:
         assert program.line() == "running on 20"
