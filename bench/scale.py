@@ -94,10 +94,11 @@ class _Line:
     peaks: list[bytes]
     roots: tuple[bytes, bytes]
     at_us: int
+    pace_us: int
 
     def next(self) -> tuple[Any, ...]:
         number = self.last.number + 1
-        self.at_us += 1_000
+        self.at_us += self.pace_us
         version = Version(
             namespace=NAMESPACE,
             environment="long",
@@ -166,8 +167,8 @@ async def _end_of(connection: asyncpg.Connection, keys: LocalKeys, versions: int
     rows = await connection.fetch("select record, root from registry.version where environment = 'long' order by number")
     peaks = [head["peaks"][at : at + 32] for at in range(0, len(head["peaks"]), 32)]
     last = Version.read(rows[-1]["record"])
-    at_us = max(now_us() - versions * 1_000, head["at_us"])
-    return _Line(keys, last, spell(head["version"]), peaks, (rows[-2]["root"], rows[-1]["root"]), at_us)
+    pace_us = max((now_us() - head["at_us"]) // versions, 1)  # all of them between its last version and now
+    return _Line(keys, last, spell(head["version"]), peaks, (rows[-2]["root"], rows[-1]["root"]), head["at_us"], pace_us)
 
 
 def _batches(line: _Line, count: int) -> Iterator[list[tuple[Any, ...]]]:
@@ -220,7 +221,8 @@ async def _rows(api: httpx.AsyncClient, configs: int, versions: int) -> Any:
     yield await ask("history of one config, newest page", get("long", "/history/limits"))
     yield await ask(f"difference from version 2 to {middle:,}", get("long", "/diff", **{"from": 2, "to": middle}))
     yield await ask(f"a config as of version {middle:,}", get("long", "/configs/limits", at=middle))
-    yield await ask("a config as of a time", get("long", "/configs/limits", at=to_text(now_us() - middle * 1_000)))
+    page = await api.get(f"{_place('long')}/versions", params={"cursor": after})
+    yield await ask("a config as of a time", get("long", "/configs/limits", at=page.json()["items"][0]["at"]))
     yield await ask("roll back to version 2", lambda i: api.post(f"{_place('long')}/rollback", json={"to": 2 + i % 2}))
 
 
