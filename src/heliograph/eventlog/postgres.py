@@ -12,7 +12,7 @@ import structlog
 from heliograph.core.errors import Unavailable
 from heliograph.core.events import SHARDS
 from heliograph.eventlog.ports import Gap, Marks, NewRecord, Record, Stream
-from heliograph.eventlog.wake import EVENT_CHANNEL, RECEIPT_CHANNEL, Bell
+from heliograph.eventlog.wake import EVENT_CHANNEL, RECEIPT_CHANNEL, Bell, heard
 from heliograph.runtime.postgres import Pool, listen, open_pool, translating
 from heliograph.runtime.retry import attempts
 
@@ -71,12 +71,13 @@ class PostgresReader:
         )
         at = {shard: after.get(shard, 0) for shard in range(SHARDS)}
         try:
-            async for _ in attempts(cap_s=1.0):  # an outage begins here again, at the marks reached
-                with suppress(Unavailable):
-                    async for batch in self._batches(at, wake):
-                        yield batch
-                if self._closed:
-                    return
+            with heard(_CHANNEL[self._stream], wake.set):
+                async for _ in attempts(cap_s=1.0):  # an outage begins here again, at the marks reached
+                    with suppress(Unavailable):
+                        async for batch in self._batches(at, wake):
+                            yield batch
+                    if self._closed:
+                        return
         finally:
             self._wakes.discard(wake)
             listening.cancel()
