@@ -50,8 +50,7 @@ arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
 
 
 class Door(socket.socket):
-    """Listens. `opening`: those who came and have not asked for the stream yet; when too many wait, the one that has waited longest must go:
-    honest ones take a round trip."""
+    """Listens. When too many have come and not asked for the stream yet, the one that has waited longest must go: honest ones take a round trip."""
 
     def __init__(self, family: int, admission: Admission, metrics: Metrics, *, max_opening: int) -> None:
         super().__init__(family)
@@ -76,6 +75,10 @@ class Door(socket.socket):
                 self._turn_out()
             arrival.set(came)
             return came, address
+
+    @property
+    def opening(self) -> int:
+        return len(self._opening)
 
     def upgraded(self, came: Arrival | None) -> None:
         """It has asked; from here on the stream's own limits hold."""

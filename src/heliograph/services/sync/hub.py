@@ -310,8 +310,7 @@ class Hub:
             self._reset(connection, subscriber, have, "owed")
         for subscriber in connection.session.subscribers.values():
             self._catch_up(connection, subscriber)
-        if connection.acknowledged >= 0:
-            self._acknowledge(connection)
+        self._acknowledge(connection)
 
     def revoked(self, tokens: Iterable[str]) -> None:
         gone = set(tokens)
@@ -409,8 +408,10 @@ class Hub:
             asyncio.get_running_loop().call_soon(self._acknowledge, connection)
 
     def _acknowledge(self, connection: Connection) -> None:
+        if connection.paused_us or not connection.ack_due:  # when it takes again, all that was missed is one
+            return
         connection.ack_due = False
-        if connection.session in self._connections and not connection.paused_us:
+        if connection.session in self._connections:
             connection.pipe.send(_encode(frames.ReceiptAck(seq=connection.acknowledged)))
 
     # --- bringing a subscriber up to date ---

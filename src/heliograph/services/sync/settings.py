@@ -61,7 +61,7 @@ class SyncSettings(LogSettings):
         description="WebSocket frames of one connection a second, pings and fragments too; ten seconds' worth saved up",
     )
     bytes_per_s: float = Field(
-        512 * 1024,
+        1024 * 1024,
         gt=0,
         description="bytes of one connection a second, its own and snapshots it asks for; ten seconds' worth saved up",
     )

@@ -32,7 +32,6 @@ from picows import (
 
 from heliograph.access.permissions import Action, allow, permits
 from heliograph.access.principal import Authenticator
-from heliograph.core import token
 from heliograph.core.errors import HeliographError, InvalidRequest, Overloaded, Throttled, Unauthenticated
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
@@ -40,6 +39,7 @@ from heliograph.runtime.clock import moment_us, now_us
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.door import Arrival, Door, arrival
 from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, whole
+from heliograph.services.sync.handshake import refused, token_of
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
@@ -48,7 +48,6 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
 
-PATH: Final = b"/v1/stream"
 SEND_BUFFER: Final = 64 * 1024
 """Kernel bytes per socket: a client that stops reading is noticed after some 150 KiB instead of 4 MB."""
 RECEIVE_BUFFER: Final = 64 * 1024
@@ -61,6 +60,8 @@ BURST_US: Final = 10_000_000
 """Of its allowance that a quiet client has saved up."""
 MAX_DEBT_US: Final = 30_000_000
 """Beyond the allowance and all that was saved: nobody honest sends that between two turns of the loop."""
+MAX_CHARGE_US: Final = 10_000_000
+"""A snapshot that was asked for delays what the client says next by that at most: it may be rightful, and large."""
 MAX_EARLY: Final = 2
 """Messages before the token is checked: hello, and one that follows at once."""
 MAX_WAITING: Final = 1000
@@ -158,8 +159,17 @@ class Stream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while self.ending:  # noqa: ASYNC110  # each ends by itself, or by its timer
+                    await asyncio.sleep(0.01)
         for listener in list(self.ending):
             listener.abort()
+
+    @property
+    def opening(self) -> int:
+        """Connections that have not asked for the stream yet."""
+        return self._door.opening if self._door else 0
 
     # --- one connection's beginning and end ---
 
@@ -170,22 +180,15 @@ class Stream:
         try:
             return self._accepted(request, came)
         except HeliographError as error:
-            return _refused(error)
+            return refused(error)
         except Exception:
             log.exception("upgrade_failed")
-            return _refused(HeliographError("an error of the server"))
+            return refused(HeliographError("an error of the server"))
 
     def _accepted(self, request: WSUpgradeRequest, came: Arrival | None) -> WSUpgradeResponseWithListener:
         if came is not None and came.refusal is not None:
             raise came.refusal
-        if request.path.split(b"?", 1)[0] != PATH:
-            raise InvalidRequest(f"the stream is at {PATH.decode()}")
-        _mend(request)
-        offered = request.headers.get("Sec-WebSocket-Protocol", "")
-        if SUBPROTOCOL not in {each.strip() for each in offered.split(",")}:
-            raise InvalidRequest(f"the subprotocol {SUBPROTOCOL} must be offered: Sec-WebSocket-Protocol: {SUBPROTOCOL}")
-        text = _bearer(request)
-        token.parse(text)
+        text = token_of(request)
         self._admit()
         response = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": SUBPROTOCOL})
         return WSUpgradeResponseWithListener(response, _Listener(self, text))
@@ -295,7 +298,9 @@ class _Listener(WSListener):
         return self._transport.underlying_transport.get_write_buffer_size() if self._transport else 0
 
     def charge(self, size: int) -> None:
-        self._spent_us += int(size * self._stream.byte_us)
+        now_us = moment_us()
+        spent_us = max(self._spent_us, now_us) + int(size * self._stream.byte_us)
+        self._spent_us = min(spent_us, now_us + BURST_US + MAX_CHARGE_US)
 
     def close(self, code: int, reason: str) -> None:
         """Waits `CLOSE_S` for the client's own close, so that ours reaches it; less when it cannot come."""
@@ -500,27 +505,8 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
         pass
 
 
-def _mend(request: WSUpgradeRequest) -> None:
-    """Firefox says ``Connection: keep-alive, Upgrade``, which the library's check would refuse."""
-    if "upgrade" in request.headers.get("Connection", "").lower():
-        request.headers["Connection"] = "Upgrade"
-
-
-def _bearer(request: WSUpgradeRequest) -> str:
-    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not text:
-        raise Unauthenticated("send a token: Authorization: Bearer hel_…")
-    return str(text.strip())
-
-
 def _first_scope(scopes: tuple[Any, ...]) -> tuple[str, str]:
     return (scopes[0].namespace, scopes[0].environment) if scopes else ("", "")
-
-
-def _refused(error: HeliographError) -> WSUpgradeResponseWithListener:
-    body = f"{error.detail}\n".encode()
-    response = WSUpgradeResponse.create_error_response(problems.status_of(error), body, problems.headers(error))
-    return WSUpgradeResponseWithListener(response, None)
 
 
 def _family(host: str) -> int:
