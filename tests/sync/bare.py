@@ -19,7 +19,7 @@ from heliograph.client.testing._history import History, Keys
 from heliograph.core import delta, frames, token
 from heliograph.core.canonical import canonical
 from heliograph.core.errors import HeliographError, Unauthenticated
-from heliograph.core.replica import Replica
+from heliograph.core.replica import Assembler, Replica
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.environment import Environment
@@ -103,6 +103,9 @@ class Node:
         self.hub.moved(self.environment, now_us())
         return latest.cursor.number
 
+    def replica(self) -> Replica:
+        return Replica(self.keys.trust(), NAMESPACE, ENVIRONMENT, ("",))
+
     def value(self, metric: str, **labels: str) -> float:
         return self.metrics.collectors.get_sample_value(f"heliograph_{metric}", labels or None) or 0.0
 
@@ -141,13 +144,10 @@ class Node:
 
     async def serves(self) -> None:
         """A good client is served as ever: welcomed, brought to the head, told of the next version."""
-        replica = Replica(self.keys.trust(), NAMESPACE, ENVIRONMENT, ("",))
+        replica = self.replica()
         async with self.open() as good:
             number = self.publish(still={"here": next(_instances)})
-            async with asyncio.timeout(DEADLINE_S):
-                while replica.cursor is None or replica.cursor.number < number:
-                    if candidate := replica.consider(await good.frame(), now_us()):
-                        replica.adopt(candidate)
+            await good.follow(replica, number)
 
     async def until(self, holds: Any) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -196,6 +196,20 @@ class Raw:
             if opcode == 0x1:
                 return msgspec.json.decode(payload, type=frames.FromServer)
             assert opcode != 0x8, payload
+
+    async def follow(self, held: Replica, number: int) -> list[type]:
+        """Until what it holds, all verified, is at that version or a later one; the kinds of what it was told."""
+        told: list[type] = []
+        assembler = Assembler()
+        async with asyncio.timeout(DEADLINE_S):
+            while held.cursor is None or held.cursor.number < number:
+                got = await self.frame()
+                if isinstance(got, frames.SnapshotFrame | frames.DeltaFrame | frames.AdvanceFrame):
+                    told.append(type(got))
+                    whole = assembler.add(got)
+                    if whole is not None and (candidate := held.consider(whole, now_us())):
+                        held.adopt(candidate)
+        return told
 
     async def until(self, kind: type[Any]) -> Any:
         while not isinstance(told := await self.frame(), kind):

@@ -346,6 +346,7 @@ class Hub:
         if not self._owns(connection, hello):
             return
         connection.pipe.send(_encode(self._welcome(connection.session)))
+        self._look_again(connection)
         for subscriber in subscribers:
             key = (subscriber.namespace, subscriber.environment)
             if room := self._rooms.get(key):
