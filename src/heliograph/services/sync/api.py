@@ -143,7 +143,7 @@ async def _read(request: Request) -> PolledReceipts:
         return msgspec.json.decode(await request.body(), type=PolledReceipts)
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Invalid("the body is not JSON") from None
 
 
