@@ -10,6 +10,7 @@ RUN    := $(VENV)/.run
 DEV    := $(VENV)/.dev
 DOCS   := $(VENV)/.docs
 EXTRA  := $(VENV)/.examples
+FUZZ   := $(VENV)-fuzz
 ARGS   ?=
 export PYTHONUNBUFFERED := 1
 
@@ -27,7 +28,7 @@ stack: $(RUN)  ## Each service as its own process on a real PostgreSQL and a rea
 
 ##@ Work on it
 
-.PHONY: test check lint types imports soak bench reference docs setup servers lock clean help
+.PHONY: test check lint types imports soak fuzz bench reference docs setup servers lock clean help
 test: setup  ## Install what the tests need, then run everything (ARGS=… goes to pytest)
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
@@ -47,6 +48,9 @@ imports: $(DEV)
 
 soak: setup  ## Slow runs: minutes of faults and load
 	$(BIN)/pytest -m slow -p no:randomly $(ARGS)
+
+fuzz: $(FUZZ)/.done  ## Coverage-guided fuzzing of the parsers that face outside (RUNS=100000 each, TARGET=messages for one)
+	RUNS=$(or $(RUNS),100000) PYTHONPATH=src $(FUZZ)/bin/python -m tests.fuzz $(TARGET)
 
 bench: setup  ## Measure propagation on both stacks; writes docs/benchmarks.md
 	$(BIN)/python -m bench $(ARGS)
@@ -74,7 +78,7 @@ lock: $(DEV)  ## Pin dependencies anew, with hashes
 	    --all-build-deps --extra examples -c requirements/dev.txt -o requirements/examples.txt pyproject.toml
 
 clean:  ## Remove what was built or installed here (not the data of `make demo`)
-	rm -rf $(VENV) build dist .cache .stack src/*.egg-info
+	rm -rf $(VENV) $(FUZZ) build dist .cache .stack src/*.egg-info
 
 help:  ## This list
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +100,12 @@ $(DEV): requirements/dev.txt $(RUN)
 
 $(DOCS): requirements/docs.txt $(DEV)
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@touch $@
+
+$(FUZZ)/.done: requirements/run.txt requirements/fuzz.txt
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/run.txt
+	$(FUZZ)/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	@touch $@
 
 $(EXTRA): requirements/examples.txt $(DEV)

@@ -17,7 +17,7 @@ from heliograph.client import _codes
 from heliograph.client._backoff import Backoff
 from heliograph.client._clock import ClockOffset
 from heliograph.client._dispatch import CAPACITY, Feed, Mailbox, call_each
-from heliograph.core import errors
+from heliograph.core import errors, frames
 
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 
@@ -53,6 +53,32 @@ def test_backoff_has_full_jitter_under_a_growing_capped_ceiling(seed: int, failu
         backoff.delay()
     assert 0 <= backoff.delay() <= min(30, 0.5 * 2**failures)
     assert backoff.delay(at_least_s=5) >= 5
+
+
+@given(st.integers(0, 2**32), st.floats(0, 1e9))
+def test_what_a_server_asks_is_done_with_jitter_of_its_size_and_within_reason(seed: int, asked: float) -> None:
+    delay = Backoff(Random(seed), first_s=0.5, cap_s=30).delay(asked)
+    assert min(asked, 300) <= delay <= min(asked, 300) + min(30, max(asked, 0.5))
+
+
+def test_a_crowd_that_is_sent_away_for_five_seconds_comes_back_spread_over_five() -> None:
+    delays = [Backoff(Random(seed), first_s=0.5).delay(5.0) for seed in range(1000)]
+    assert max(delays) - min(delays) > 4
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 5, 7.4, 86_400])
+def test_a_close_says_how_long_to_stay_away(seconds: float) -> None:
+    error = _codes.error_for(4002, frames.closing("overloaded", seconds))
+    assert isinstance(error, errors.Unavailable)
+    assert error.retry_after is not None
+    assert max(1, seconds) <= error.retry_after < max(1, seconds) + 1
+
+
+@pytest.mark.parametrize(
+    "reason", ["", "overloaded", "retry-after=5", "x; retry-after=", "x; retry-after=-5", "x; retry-after=5s"]
+)
+def test_a_close_that_does_not_say_it_is_one_without_a_time(reason: str) -> None:
+    assert frames.retry_after(reason) is None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,15 @@ async def test_a_lost_connection_is_opened_again_and_resumes_from_the_cursor(ser
     assert versions == [4], "a jump is one update"
 
 
+async def test_a_client_that_is_sent_away_for_a_second_stays_away_for_one(server: Any, connect: Any) -> None:
+    async with connect():
+        first = await server.connection(1)
+        await first.close(4002, frames.closing("throttled", 1))
+        since = asyncio.get_running_loop().time()
+        await server.connection(2)
+        assert asyncio.get_running_loop().time() - since > 0.9
+
+
 async def test_a_connection_that_breaks_without_a_word(server: Any, connect: Any) -> None:
     async with connect() as client:
         first = await server.connection(1)

@@ -113,3 +113,13 @@ async def test_without_a_token_there_is_health_and_nothing_else(world):
         for path in (BUNDLE, f"/v1/heads/{NAMESPACE}/{ENVIRONMENT}"):
             assert (await nobody.get(path)).status_code == 401
         assert (await nobody.post("/v1/receipts", json={})).status_code == 401
+
+
+@pytest.mark.parametrize("sync_settings", [{"requests_per_address_s": 3}])
+async def test_too_many_requests_of_one_address_are_told_when_to_come_back(world):
+    answers = [await world.bundles.get(BUNDLE) for _ in range(30)]
+    assert answers[0].status_code == 200
+    told = next(each for each in answers if each.status_code == 429)
+    assert int(told.headers["retry-after"]) >= 1
+    assert told.json()["code"] == "throttled"
+    assert (await world.bundles.get("/healthz")).status_code == 200

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Final
+
+MOST_S: Final = 300.0
+"""No server may send a client away for longer: it may be wrong, or not the one it should be."""
 
 
 class Backoff:
@@ -15,10 +19,12 @@ class Backoff:
         self.failures = 0
 
     def delay(self, at_least_s: float = 0.0) -> float:
-        """Counts one more failure. ``at_least_s``: what the server asked for (Retry-After); jitter is added to it, up to the cap."""
-        ceiling = min(self._cap_s, self._first_s * 2 ** min(self.failures, 32))
+        """Counts one more failure. ``at_least_s``: what the server asked for (Retry-After), believed up to `MOST_S`; jitter of its size or of the
+        ceiling's is added, for it has asked a crowd."""
+        asked = min(at_least_s, MOST_S)
+        ceiling = min(self._cap_s, max(asked, self._first_s * 2 ** min(self.failures, 32)))
         self.failures += 1
-        return at_least_s + self._random.uniform(0.0, ceiling)
+        return asked + self._random.uniform(0.0, ceiling)
 
     def succeeded(self) -> None:
         self.failures = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from heliograph.core import errors
+from heliograph.core.frames import retry_after
 
 RECONNECT: Final = {
     4000: "drain",
@@ -53,7 +54,8 @@ def error_for(code: int, reason: str = "") -> errors.HeliographError:
     """What a closed connection means, as a sentence with advice. ``reason`` is the server's own words (never a secret)."""
     if not is_terminal(code):
         named = RECONNECT.get(code, "closed")
-        return errors.Unavailable(f"the server closed the connection ({code} {named}){': ' + reason if reason else ''}")
+        told = f"the server closed the connection ({code} {named}){': ' + reason if reason else ''}"
+        return errors.Unavailable(told, retry_after=retry_after(reason))
     kind, advice = _ADVICE.get(code, (errors.Denied, "the server will not serve this client"))
     return kind(f"{advice} (close code {code}{': ' + reason if reason else ''})")
 

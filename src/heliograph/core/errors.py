@@ -29,6 +29,7 @@
     │   ├── RolledBack    └── Forked     └── UntrustedRoot
     ├── Unavailable             not now; trying again later is right
     │   ├── NotReady  ├── Overloaded  └── TimedOut
+    │   └── Throttled           this caller asks for more than its share
     └── Corrupt                 stored data contradicts itself; someone must look
 
 Leaves carry data as attributes. ``str(error)`` is one sentence that says what to do and never contains a document's value or a secret.
@@ -322,6 +323,12 @@ class Overloaded(Unavailable):
     code = "overloaded"
     title = "Too much at once"
     advice = "try again after `Retry-After`; if it stays so, add a node"
+
+
+class Throttled(Unavailable):
+    code = "throttled"
+    title = "More than this caller's share"
+    advice = "try again after `Retry-After`; if the load is rightful, spread it over more nodes or raise the limit's setting"
 
 
 class TimedOut(Unavailable):

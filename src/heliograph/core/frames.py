@@ -9,6 +9,8 @@ Unknown members are ignored (newer peers may add some); unknown types are refuse
 
 from __future__ import annotations
 
+import re
+from math import ceil
 from typing import Literal
 
 import msgspec
@@ -25,6 +27,8 @@ MAX_DECLARED_SCHEMA = 8 * 1024
 MAX_DECLARED_BYTES = 32 * 1024
 """UTF-8 bytes of one declared schema, and of all in one frame: the rest of the frame needs room too."""
 PART_BYTES = 256 * 1024
+
+_RETRY_AFTER = re.compile(r"; retry-after=([0-9]{1,6})\Z")
 
 State = Literal["applied", "rejected", "superseded", "unaffected"]
 Answer = Literal["now", "soon"]
@@ -266,3 +270,17 @@ FromServer = (
     | Drain
     | ErrorFrame
 )
+
+
+# --- reasons of a close --------------------------------------------------------------------------------------------------------
+
+
+def closing(reason: str, retry_after_s: float) -> str:
+    """The reason of a close that asks the client to stay away for so long: ``overloaded; retry-after=5``."""
+    return f"{reason}; retry-after={max(1, ceil(retry_after_s))}"
+
+
+def retry_after(reason: str) -> float | None:
+    """Seconds that a close asked the client to stay away; None when it did not say."""
+    told = _RETRY_AFTER.search(reason)
+    return float(told[1]) if told else None

@@ -7,3 +7,8 @@ import time
 
 def now_us() -> int:
     return time.time_ns() // 1000
+
+
+def moment_us() -> int:
+    """For what is measured within this process: never set back or forward, and means nothing elsewhere."""
+    return time.monotonic_ns() // 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from heliograph.core import errors as e
+from heliograph.core import frames
 
 STATUS: Final[dict[type[e.HeliographError], int]] = {
     e.HeliographError: 500,
@@ -41,6 +42,7 @@ STATUS: Final[dict[type[e.HeliographError], int]] = {
     e.Unavailable: 503,
     e.NotReady: 503,
     e.Overloaded: 503,
+    e.Throttled: 429,
     e.TimedOut: 503,
     e.Corrupt: 500,
 }
@@ -73,6 +75,7 @@ CLOSE: Final[dict[type[e.HeliographError], int]] = {
     e.Unauthenticated: UNAUTHENTICATED,
     e.Denied: FORBIDDEN,
     e.Overloaded: OVERLOADED,
+    e.Throttled: OVERLOADED,
     e.NotReady: NOT_READY,
     e.HeliographError: UNAVAILABLE,
 }
@@ -89,6 +92,13 @@ def status_of(error: e.HeliographError) -> int:
 def close_code_of(error: e.HeliographError) -> int:
     """The nearest ancestor's code."""
     return next(CLOSE[each] for each in type(error).__mro__ if each in CLOSE)
+
+
+def close_reason_of(error: e.HeliographError) -> str:
+    """The stable code, and the time to stay away where one is known; `frames.retry_after` reads it."""
+    if isinstance(error, e.Unavailable) and error.retry_after is not None:
+        return frames.closing(error.code, error.retry_after)
+    return error.code
 
 
 def problem(error: e.HeliographError) -> dict[str, Any]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from heliograph.telemetry.metrics import Metrics
 
 PERIOD_S = 0.1  # ten samples a second see a stall of 50 ms half of the time and cost nothing measurable
 
 
-async def run(metrics: Metrics, stop: asyncio.Event) -> None:
-    """Samples until ``stop`` is set."""
+async def run(metrics: Metrics, stop: asyncio.Event, seen: Callable[[float], None] = lambda _: None) -> None:
+    """Samples until ``stop`` is set; each, in seconds, is told to ``seen``."""
     loop = asyncio.get_running_loop()
     while not stop.is_set():
         due = loop.time() + PERIOD_S
         await asyncio.sleep(PERIOD_S)
-        metrics.loop_lag_seconds.observe(max(0.0, loop.time() - due))
+        lag_s = max(0.0, loop.time() - due)
+        metrics.loop_lag_seconds.observe(lag_s)
+        seen(lag_s)

@@ -116,6 +116,11 @@ class Metrics:
         self.subscriptions = self._gauge("subscriptions", "Live subscriptions")
         self.views = self._gauge("views", "Distinct (environment, view, subscription id) groups that share frames")
         self.connections_closed = self._counter("connections_closed_total", "Client connections closed, by close code", "code")
+        self.connections_refused = self._counter(
+            "connections_refused_total", "Connections and requests turned away at the door, by the limit they met", "reason"
+        )
+        self.clients_throttled = self._counter("clients_throttled_total", "Times a client was not read for sending too much")
+        self.pings_sent = self._counter("pings_sent_total", "WebSocket pings to clients not heard of lately")
         self.frames_sent = self._counter("frames_sent_total", "Frames handed to sockets", "type")
         self.frames_received = self._counter("frames_received_total", "Frames taken from clients", "type")
         self.fan_out_seconds = self._histogram("fan_out_seconds", "One version, first to last send on this node")

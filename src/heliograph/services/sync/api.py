@@ -18,6 +18,7 @@ from heliograph.core.events import Received
 from heliograph.core.records import HEAD_TYPE, Cursor
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http import Json, RawJson, bearer_token
+from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
@@ -47,10 +48,12 @@ class PolledReceipts(msgspec.Struct, frozen=True, kw_only=True):
     receipts: tuple[PolledReceipt, ...]
 
 
-def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, metrics: Metrics) -> APIRouter:
+def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, admission: Admission, metrics: Metrics) -> APIRouter:
     router = APIRouter()
 
     async def principal(request: Request) -> Principal:
+        if request.client:
+            admission.request(request.client.host)
         return await authenticator.principal(bearer_token(request))
 
     @router.get("/v1/heads/{namespace}/{environment}")
@@ -140,7 +143,7 @@ async def _read(request: Request) -> PolledReceipts:
         return msgspec.json.decode(await request.body(), type=PolledReceipts)
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Invalid("the body is not JSON") from None
 
 

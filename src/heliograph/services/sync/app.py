@@ -21,6 +21,7 @@ from heliograph.eventlog.ports import Log, Record
 from heliograph.eventlog.ports import Stream as LogStream
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.postgres import Pool, open_pool
+from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.api import make_router
 from heliograph.services.sync.follow import Follower
 from heliograph.services.sync.hub import Hub
@@ -49,6 +50,7 @@ class Node:
     registry: Registry
     introspector: Introspector
     outbox: Outbox
+    admission: Admission
     hub: Hub
     stream: Stream
     follower: Follower
@@ -67,7 +69,7 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     """Opens everything, sets `ready` when it can serve, returns after a drain once `stop` is set, raises when it cannot go on."""
     node = await _open(settings)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
-    app.include_router(make_router(node.hub, node.outbox, node.introspector, node.metrics))
+    app.include_router(make_router(node.hub, node.outbox, node.introspector, node.admission, node.metrics))
     http_stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
@@ -95,7 +97,8 @@ async def _open(settings: SyncSettings) -> Node:
         introspector.forget(tokens)
         hub.revoked(tokens)
 
-    stream = Stream(hub, introspector, settings)
+    admission = Admission(settings, metrics, lambda: outbox.waiting)
+    stream = Stream(hub, introspector, settings, admission, metrics)
     hub.check_renewal = stream.renew
     reader = events.reader(LogStream.VERSIONS)
     return Node(
@@ -107,6 +110,7 @@ async def _open(settings: SyncSettings) -> Node:
         registry=registry,
         introspector=introspector,
         outbox=outbox,
+        admission=admission,
         hub=hub,
         stream=stream,
         follower=Follower(reader, registry, hub, settings, metrics, letters=_Letters(letters, metrics), revoked=revoked),
@@ -166,7 +170,7 @@ async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event) -> 
                 node.hub.run(),
                 node.outbox.run(),
                 node.stream.recheck(),
-                loop_lag.run(node.metrics, stop),
+                loop_lag.run(node.metrics, stop, node.admission.lagged),
             )
             tasks = [group.create_task(each) for each in long_lived]
             await stop.wait()

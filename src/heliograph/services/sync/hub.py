@@ -27,10 +27,11 @@ from heliograph.core.names import View
 from heliograph.core.records import Cursor
 from heliograph.core.times import to_us
 from heliograph.runtime import problems
-from heliograph.runtime.clock import now_us
+from heliograph.runtime.clock import moment_us, now_us
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.session import (
+    MISSED_HEARTBEATS,
     Answered,
     Close,
     Declared,
@@ -43,6 +44,7 @@ from heliograph.services.sync.session import (
     Subscriber,
 )
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.wheel import Wheel
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -55,6 +57,10 @@ PUSH_SLICE: Final = 50
 """Snapshots sent again between two turns of the loop: they are larger than deltas."""
 ALIVE_S: Final = 2.0
 TICK_S: Final = 0.5
+WHEEL_SLOTS: Final = 128
+"""Of a tick each: a minute, in which most of what a connection waits for is due."""
+PING_AFTER_HEARTBEATS: Final = 1.5
+"""A client not heard of for so long is pinged, and again a heartbeat later; then `MISSED_HEARTBEATS` are over."""
 FIND_S: Final = 5.0
 MAX_OWNERS: Final = 200_000
 _encode = msgspec.json.Encoder().encode
@@ -66,6 +72,16 @@ class Pipe(Protocol):
 
     def send(self, data: bytes) -> None: ...
 
+    def ping(self) -> None: ...
+
+    def queued(self) -> int:
+        """Bytes that the socket has not taken."""
+        ...
+
+    def charge(self, size: int) -> None:
+        """The client has asked for so many bytes: they count as its own."""
+        ...
+
     def close(self, code: int, reason: str) -> None: ...
 
     def abort(self) -> None: ...
@@ -73,9 +89,17 @@ class Pipe(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Connection:
+    """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not; ``owed``: subscriptions that asked for a snapshot
+    meanwhile. ``slot``: where it lies on the hub's wheel."""
+
     session: Session
     pipe: Pipe
+    opened_us: int
+    heard_us: int
     paused_us: int = 0
+    stall_us: int = 0
+    owed: dict[Subscriber, Cursor | None] | None = None
+    slot: int = -1
     unacknowledged: int = -1
     acknowledged: int = -1
     ack_due: bool = False
@@ -123,6 +147,8 @@ class Hub:
         self.draining = False
         self.look_for: Callable[[str, str], None] = self.no_environment
         """Asked for an environment that is not known here; answers with `add_environment` or `no_environment`."""
+        self._wheel: Wheel[Connection] = Wheel(moment_us(), tick_us=int(TICK_S * 1e6), slots=WHEEL_SLOTS)
+        self._slow = 0
         self.check_renewal: Callable[[Connection, str], None] = lambda *_: None
         """Told that a client has a new token."""
 
@@ -230,8 +256,9 @@ class Hub:
     # --- connections ---
 
     def connect(self, session: Session, pipe: Pipe) -> Connection:
-        connection = Connection(session, pipe)
+        connection = Connection(session, pipe, moment_us(), moment_us())
         self._connections[session] = connection
+        self._wheel.put(connection, connection.opened_us + int(self._settings.hello_s * 1e6))
         self._metrics.connections.set(len(self._connections))
         return connection
 
@@ -239,6 +266,9 @@ class Hub:
         session = connection.session
         if self._connections.pop(session, None) is None:
             return
+        self._wheel.drop(connection)
+        if connection.paused_us:
+            self._count_slow(-1)
         self._metrics.connections.set(len(self._connections))
         if self._instances.get(session.instance) is connection:
             del self._instances[session.instance]
@@ -260,13 +290,27 @@ class Hub:
             self._do(connection, effect)
 
     def paused(self, connection: Connection) -> None:
-        connection.paused_us = now_us()
-        self._metrics.slow_consumers_entered.inc()
+        """Its socket is full: it leaves the fan-out, and must drain at a pace that even a slow line has. Said again when it has drained and is full
+        again of what was waiting."""
+        if not connection.paused_us:
+            self._metrics.slow_consumers_entered.inc()
+            self._count_slow(1)
+        connection.paused_us = moment_us()
+        patience_s = self._settings.stall_s + connection.pipe.queued() / self._settings.slow_bytes_per_s
+        connection.stall_us = connection.paused_us + int(patience_s * 1e6)
+        self._wheel.put(connection, connection.stall_us)
 
     def resumed(self, connection: Connection) -> None:
+        """It takes again: one frame from where it was to the head, and what it had asked for. Full again, it is out again."""
         connection.paused_us = 0
+        self._count_slow(-1)
+        self._look_again(connection)
+        owed, connection.owed = connection.owed or {}, None
+        for subscriber, have in owed.items():
+            self._reset(connection, subscriber, have, "owed")
         for subscriber in connection.session.subscribers.values():
             self._catch_up(connection, subscriber)
+        self._acknowledge(connection)
 
     def revoked(self, tokens: Iterable[str]) -> None:
         gone = set(tokens)
@@ -302,6 +346,7 @@ class Hub:
         if not self._owns(connection, hello):
             return
         connection.pipe.send(_encode(self._welcome(connection.session)))
+        self._look_again(connection)
         for subscriber in subscribers:
             key = (subscriber.namespace, subscriber.environment)
             if room := self._rooms.get(key):
@@ -364,6 +409,8 @@ class Hub:
             asyncio.get_running_loop().call_soon(self._acknowledge, connection)
 
     def _acknowledge(self, connection: Connection) -> None:
+        if connection.paused_us or not connection.ack_due:  # when it takes again, all that was missed is one
+            return
         connection.ack_due = False
         if connection.session in self._connections:
             connection.pipe.send(_encode(frames.ReceiptAck(seq=connection.acknowledged)))
@@ -388,12 +435,16 @@ class Hub:
             connection.pipe.send(part)
 
     def _reset(self, connection: Connection, subscriber: Subscriber, have: Cursor | None, cause: str) -> None:
+        if connection.paused_us:  # once, when it reads again, however often it asks
+            connection.owed = (connection.owed or {}) | {subscriber: have}
+            return
         self._metrics.resyncs.labels(cause).inc()
         room = self.room(subscriber.namespace, subscriber.environment)
         if room is None:
             return
         subscriber.cursor = room.environment.cursor
         for part in room.environment.snapshot(subscriber.id, subscriber.view, have):
+            connection.pipe.charge(len(part))
             connection.pipe.send(part)
 
     # --- fan-out ---
@@ -575,23 +626,52 @@ class Hub:
             if loop.time() >= next_sign:
                 self._alive()
                 next_sign = loop.time() + ALIVE_S
-            self._look_after(now_us())
+                self._tell_age()
+            for index, connection in enumerate(self._wheel.due(moment_us())):
+                self._look_after(connection, moment_us())
+                if index % SLICE == SLICE - 1:
+                    await asyncio.sleep(0)
             await asyncio.sleep(TICK_S)
 
-    def _look_after(self, at_us: int) -> None:
-        slow = 0
-        for connection in list(self._connections.values()):
-            session = connection.session
-            if connection.paused_us:
-                slow += 1
-                if at_us - connection.paused_us > self._settings.stall_s * 1e6:
-                    self.close(connection, problems.SLOW_CONSUMER, "did not read")
-                    connection.pipe.abort()
-            elif session.instance and session.silent(at_us):
-                self.close(connection, problems.UNAVAILABLE, "silent")
-            elif not session.instance and at_us - session.opened_us > self._settings.hello_s * 1e6:
+    def _look_after(self, connection: Connection, at_us: int) -> None:
+        """Something of this one is due: the end of a stall, its hello, a ping, or the end of its silence."""
+        heartbeat_us = connection.session.heartbeat_us
+        if connection.paused_us:
+            if at_us >= connection.stall_us:
+                self.close(connection, problems.SLOW_CONSUMER, "did not read")
+                connection.pipe.abort()
+                return
+        elif not connection.session.instance:
+            if at_us - connection.opened_us >= self._settings.hello_s * 1e6:
                 self.close(connection, problems.PROTOCOL, "hello did not come")
-        self._metrics.slow_consumers.set(slow)
+                return
+        elif at_us - connection.heard_us >= MISSED_HEARTBEATS * heartbeat_us:
+            self.close(connection, problems.UNAVAILABLE, "silent")
+            return
+        elif at_us - connection.heard_us >= PING_AFTER_HEARTBEATS * heartbeat_us:
+            self._metrics.pings_sent.inc()
+            connection.pipe.ping()
+        self._look_again(connection)
+
+    def _look_again(self, connection: Connection) -> None:
+        """When something of it is due next."""
+        heartbeat_us, heard_us, at_us = connection.session.heartbeat_us, connection.heard_us, moment_us()
+        if connection.paused_us:
+            due_us = connection.stall_us
+        elif not connection.session.instance:
+            due_us = connection.opened_us + int(self._settings.hello_s * 1e6)
+        elif at_us - heard_us < PING_AFTER_HEARTBEATS * heartbeat_us:
+            due_us = heard_us + int(PING_AFTER_HEARTBEATS * heartbeat_us)
+        else:
+            due_us = min(at_us, heard_us + (MISSED_HEARTBEATS - 1) * heartbeat_us) + heartbeat_us
+        self._wheel.put(connection, due_us)
+
+    def _count_slow(self, more: int) -> None:
+        self._slow += more
+        self._metrics.slow_consumers.set(self._slow)
+
+    def _tell_age(self) -> None:
+        at_us = now_us()
         issued = min((to_us(room.environment.head.issued_at) for room in self._rooms.values()), default=at_us)
         self._metrics.synced_head_age_seconds.set((at_us - issued) / 1e6)
 

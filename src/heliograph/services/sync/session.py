@@ -142,9 +142,6 @@ class Session:
             told = frames.ErrorFrame(code=error.code, detail=error.detail)
             return [Send(told), Close(problems.close_code_of(error), error.code)]
 
-    def silent(self, now_us: int) -> bool:
-        return now_us - self.heard_us > MISSED_HEARTBEATS * self.heartbeat_us
-
     def _take(self, frame: frames.FromClient, now_us: int) -> list[Effect]:
         if isinstance(frame, frames.Hello):
             return [self._opened(frame)]

@@ -29,8 +29,51 @@ class SyncSettings(LogSettings):
     head_spread_s: float = Field(
         60.0, ge=0, description="seconds over which renewed heads are spread, so that they are no burst"
     )
+    # a third of a minute for a document of 256 KB: what a phone on a bad day still does
+    slow_bytes_per_s: int = Field(
+        8 * 1024, ge=1, description="bytes a second at which a full connection must at least drain, on top of `stall_s`"
+    )
+
     max_connections: int = Field(50_000, ge=1, description="connections of this node; more are told to try again later")
+    max_connections_per_token: int = Field(
+        20_000, ge=0, description="connections of one token on this node, so that one fleet leaves room for others; 0: no limit"
+    )
+    max_connections_per_address: int = Field(
+        10_000,
+        ge=0,
+        description="connections of one address (IPv6: of one /64); behind a proxy or NAT all come from one; 0: no limit",
+    )
+    connects_per_address_s: float = Field(
+        1000.0, ge=0, description="attempts to connect of one address a second, with five seconds' worth saved up; 0: no limit"
+    )
+    requests_per_address_s: float = Field(
+        2000.0, ge=0, description="HTTP requests of one address a second, with five seconds' worth saved up; 0: no limit"
+    )
+    max_opening: int = Field(
+        5000, ge=1, description="connections that have not asked for the stream yet; with more, the longest waiting is closed"
+    )
     max_handshakes: int = Field(500, ge=1, description="connections between upgrade and hello at a time")
+
+    # an SDK sends a frame per version and subscription at most, usually far fewer; the longest burst is a reconnect's receipts
+    frames_per_s: float = Field(
+        500.0,
+        gt=0,
+        description="WebSocket frames of one connection a second, pings and fragments too; ten seconds' worth saved up",
+    )
+    bytes_per_s: float = Field(
+        1024 * 1024,
+        gt=0,
+        description="bytes of one connection a second, its own and snapshots it asks for; ten seconds' worth saved up",
+    )
+    # a fan-out's slice is 15 ms, a full collection of garbage some 70 ms
+    busy_lag_s: float = Field(
+        0.5,
+        gt=0,
+        description="seconds the event loop may be late, over about a second, before new connections are told to wait",
+    )
+    busy_backlog: int = Field(
+        100_000, ge=1, description="receipts and reports not yet durable, above which new connections are told to wait"
+    )
     past_versions: int = Field(
         256, ge=1, description="versions per environment from which deltas are made; from older ones: snapshots"
     )

@@ -1,7 +1,9 @@
 """The WebSocket stream on picows. Everything here is about sockets; what frames mean is in `session`.
 
-Facts about the library that shape this: it delivers fragments as they come and does not check UTF-8, answers pings by itself but not CLOSE, shows an
-exception of the listener factory to the client, and refuses Firefox's ``Connection: keep-alive, Upgrade`` unless the header is mended first.
+Facts about the library that shape this: it delivers fragments as they come and does not check UTF-8, reserved bits or the order of fragments; it
+answers pings by itself, into a buffer without bound, unless told not to, and never CLOSE; it shows an exception of the factory to the client,
+and refuses Firefox's ``Connection: keep-alive, Upgrade`` unless the header is mended first. Its read buffer doubles while a read fills it, so that
+what the kernel keeps unread is its bound.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import logging
 import secrets
 import socket
+from collections import deque
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -29,34 +32,64 @@ from picows import (
 
 from heliograph.access.permissions import Action, allow, permits
 from heliograph.access.principal import Authenticator
-from heliograph.core import token
-from heliograph.core.errors import HeliographError, InvalidRequest, Overloaded, Unauthenticated
+from heliograph.core.errors import HeliographError, InvalidRequest, Overloaded, Throttled, Unauthenticated
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
-from heliograph.runtime.clock import now_us
+from heliograph.runtime.clock import moment_us, now_us
+from heliograph.services.sync.admission import Admission
+from heliograph.services.sync.door import Arrival, Door, arrival
+from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, whole
+from heliograph.services.sync.handshake import refused, token_of
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
 
-PATH: Final = b"/v1/stream"
 SEND_BUFFER: Final = 64 * 1024
 """Kernel bytes per socket: a client that stops reading is noticed after some 150 KiB instead of 4 MB."""
+RECEIVE_BUFFER: Final = 64 * 1024
+"""Kernel bytes that a client may send unread; the largest frame fits, and the library's buffer grows no further than this."""
 CONGESTION: Final = b"cubic"
 """Frames are small and far apart, nothing to pace: under BBR each send arms a timer, a fifth of a fan-out's time (docs/benchmarks.md)."""
 DEAD_PEER_MS: Final = 30_000
 BACKLOG: Final = 4096
-_NEVER_SENT: Final = frozenset({1005, 1006, 1015})
+BURST_US: Final = 10_000_000
+"""Of its allowance that a quiet client has saved up."""
+MAX_DEBT_US: Final = 30_000_000
+"""Beyond the allowance and all that was saved: nobody honest sends that between two turns of the loop."""
+MAX_CHARGE_US: Final = 10_000_000
+"""A snapshot that was asked for delays what the client says next by that at most: it may be rightful, and large."""
+MAX_EARLY: Final = 2
+"""Messages before the token is checked: hello, and one that follows at once."""
+MAX_WAITING: Final = 1000
+"""Messages of a client that is not read for sending too much."""
+MAX_HELD: Final = 4096
+"""Frames that wait for a full socket: the parts of a large snapshot of each subscription, and no more ever come."""
+CLOSE_S: Final = 2.0
+"""Seconds for a client to answer our close, and to take what is before it."""
+MAX_REASON: Final = 120
 RECHECK_S: Final = 30.0
 HANDSHAKE_S: Final = 5
 
 
 class Stream:
-    def __init__(self, hub: Hub, authenticator: Authenticator, settings: SyncSettings) -> None:
+    def __init__(
+        self, hub: Hub, authenticator: Authenticator, settings: SyncSettings, admission: Admission, metrics: Metrics
+    ) -> None:
         self.hub = hub
         self.settings = settings
+        self.ending: set[_Listener] = set()
+        """Closed by us or by the client, and not gone yet."""
+        self.throttled = metrics.clients_throttled
+        self.frame_us = 1e6 / settings.frames_per_s
+        self.byte_us = 1e6 / settings.bytes_per_s
+        self._admission = admission
+        self._metrics = metrics
+        self._door: Door | None = None
+        self._renewing: set[Connection] = set()
         self._authenticator = authenticator
         self._tokens: dict[Connection, str] = {}
         self._greeting = 0
@@ -64,12 +97,15 @@ class Stream:
 
     async def serve(self, host: str, port: int) -> asyncio.base_events.Server:
         """Starts listening. Raises InvalidRequest when it cannot."""
+        self._door = Door(_family(host), self._admission, self._metrics, max_opening=self.settings.max_opening)
+        _listen(self._door, host, port)
         return await ws_create_server(
             self._listener,
-            sock=_listening(host, port),
+            sock=self._door,
             websocket_handshake_timeout=HANDSHAKE_S,
-            logger_name=logging.LoggerAdapter(logging.getLogger("picows"), {}),
+            logger_name=_Quiet(logging.getLogger("picows"), {}),
             enable_auto_ping=False,
+            enable_auto_pong=False,
             max_frame_size=MAX_CLIENT_FRAME,
             read_buffer_init_size=2048,
             use_aiofastnet=True,
@@ -89,10 +125,19 @@ class Stream:
                     break  # cannot be checked now; nobody is thrown out for that
 
     def renew(self, connection: Connection, text: str) -> None:
-        """The client will go on under a new token, if that one permits what it is subscribed to; otherwise it goes on under the old one."""
+        """The client will go on under a new token, if that one permits what it is subscribed to; otherwise it goes on under the old one. One at a
+        time: of more the registry would be asked in vain."""
+        if connection in self._renewing:
+            connection.pipe.send(_encode(ErrorFrame(code=Throttled.code, detail="another token is being checked; wait for it")))
+            return
+        self._renewing.add(connection)
         task = asyncio.create_task(self._renew(connection, text))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: self._renewed(connection, done))
+
+    def _renewed(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._renewing.discard(connection)
 
     async def _renew(self, connection: Connection, text: str) -> None:
         session = connection.session
@@ -100,43 +145,64 @@ class Stream:
             principal = await self._authenticator.principal(text)
             for each in session.subscribers.values():
                 allow(principal, Action.CONNECT, each.namespace, each.environment)
+            if connection not in self._tokens:
+                return
+            self._admission.enter(principal.id)
         except HeliographError as error:
             connection.pipe.send(_encode(ErrorFrame(code=error.code, detail=error.detail)))
             return
-        if connection in self._tokens:
-            session.principal = principal
-            self._tokens[connection] = text
+        self._admission.leave(session.principal.id)
+        session.principal = principal
+        self._tokens[connection] = text
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                while self.ending:  # noqa: ASYNC110  # each ends by itself, or by its timer
+                    await asyncio.sleep(0.01)
+        for listener in list(self.ending):
+            listener.abort()
+
+    @property
+    def opening(self) -> int:
+        """Connections that have not asked for the stream yet."""
+        return self._door.opening if self._door else 0
 
     # --- one connection's beginning and end ---
 
     def _listener(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener:
+        came = arrival.get()
+        if self._door:
+            self._door.upgraded(came)
         try:
-            return self._accepted(request)
+            return self._accepted(request, came)
         except HeliographError as error:
-            return _refused(error)
+            return refused(error)
         except Exception:
             log.exception("upgrade_failed")
-            return _refused(HeliographError("an error of the server"))
+            return refused(HeliographError("an error of the server"))
 
-    def _accepted(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
-        if request.path.split(b"?", 1)[0] != PATH:
-            raise InvalidRequest(f"the stream is at {PATH.decode()}")
-        _mend(request)
-        offered = request.headers.get("Sec-WebSocket-Protocol", "")
-        if SUBPROTOCOL not in {each.strip() for each in offered.split(",")}:
-            raise InvalidRequest(f"the subprotocol {SUBPROTOCOL} must be offered: Sec-WebSocket-Protocol: {SUBPROTOCOL}")
-        text = _bearer(request)
-        token.parse(text)
-        self.hub.admit()
-        if self._greeting >= self.settings.max_handshakes:
-            raise Overloaded("too many connections are being opened at once", retry_after=1)
+    def _accepted(self, request: WSUpgradeRequest, came: Arrival | None) -> WSUpgradeResponseWithListener:
+        if came is not None and came.refusal is not None:
+            raise came.refusal
+        text = token_of(request)
+        self._admit()
         response = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": SUBPROTOCOL})
         return WSUpgradeResponseWithListener(response, _Listener(self, text))
+
+    def _admit(self) -> None:
+        """Raises Overloaded."""
+        try:
+            self.hub.admit()
+        except Overloaded as error:
+            raise self._admission.refuse("draining" if self.hub.draining else "node", error) from None
+        self._admission.check_load()
+        if self._greeting >= self.settings.max_handshakes:
+            full = Overloaded("too many connections are being opened at once", retry_after=1)
+            raise self._admission.refuse("handshakes", full)
 
     def greet(self, listener: _Listener, text: str) -> None:
         self._greeting += 1
@@ -153,8 +219,11 @@ class Stream:
             principal = await self._authenticator.principal(text)
             if not permits(principal, Action.CONNECT, *_first_scope(principal.scopes)):
                 raise Unauthenticated("this kind of token does not open streams")
+            if not listener.open:
+                return
+            self._admission.enter(principal.id)
         except HeliographError as error:
-            listener.close(problems.close_code_of(error), error.code)
+            listener.close(problems.close_code_of(error), problems.close_reason_of(error))
             return
         session = Session(
             connection=secrets.token_hex(12),
@@ -165,38 +234,82 @@ class Stream:
             heartbeat_us=int(self.settings.heartbeat_s * 1e6),
             heard_us=now_us(),
         )
-        if listener.open:
-            connection = self.hub.connect(session, listener)
-            self._tokens[connection] = text
-            listener.begin(connection)
+        connection = self.hub.connect(session, listener)
+        self._tokens[connection] = text
+        listener.begin(connection)
 
     def ended(self, connection: Connection) -> None:
-        self._tokens.pop(connection, None)
+        if self._tokens.pop(connection, None) is not None:
+            self._admission.leave(connection.session.principal.id)
         self.hub.disconnect(connection, "connection lost")
 
 
 class _Listener(WSListener):
-    """One socket. Implements `Pipe`. Text that comes before the token is checked waits, bounded by one frame."""
+    """One socket. Implements `Pipe`.
+
+    Nothing grows here. A full socket gets no more: what must follow waits as references to shared frames, and nothing is read, so that no more
+    answers are made. A client that sends too much is not read for a while; what it had sent by then waits, and too much of it ends the connection.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_early",
+        "_ending",
+        "_flows",
+        "_fragments",
+        "_held",
+        "_pong",
+        "_spent_us",
+        "_stream",
+        "_text",
+        "_throttled",
+        "_transport",
+        "open",
+    )
 
     def __init__(self, stream: Stream, text: str) -> None:
         self._stream = stream
         self._text = text
         self._transport: WSTransport | None = None
         self._connection: Connection | None = None
-        self._early: list[bytes] = []
-        self._fragments = bytearray()
+        self._early: deque[bytes] | None = None  # messages that wait for the token's check, or for their sender to slow down
+        self._fragments: Fragments | None = None
+        self._held: deque[bytes] | None = None  # what waits for a full socket
+        self._pong: bytes | None = None  # owed to the last ping that came while it was full
+        self._spent_us = 0  # until when what it has sent keeps its allowance busy
+        self._throttled: asyncio.TimerHandle | None = None
+        self._ending: asyncio.TimerHandle | None = None
+        self._flows = False  # open, and not full
         self.open = False
 
     # --- Pipe ---
 
     def send(self, data: bytes) -> None:
-        if self.open and self._transport:
-            self._transport.send(WSMsgType.TEXT, data)
+        if self._flows:
+            self._transport.send(WSMsgType.TEXT, data)  # type: ignore[union-attr]  # it flows, so it is there
+        elif self.open:
+            self._hold(data)
+
+    def ping(self) -> None:
+        if self._flows and self._transport:
+            self._transport.send_ping()
+
+    def queued(self) -> int:
+        return self._transport.underlying_transport.get_write_buffer_size() if self._transport else 0
+
+    def charge(self, size: int) -> None:
+        now_us = moment_us()
+        spent_us = max(self._spent_us, now_us) + int(size * self._stream.byte_us)
+        self._spent_us = min(spent_us, now_us + BURST_US + MAX_CHARGE_US)
 
     def close(self, code: int, reason: str) -> None:
-        if self.open and self._transport:
-            self.open = False
-            self._transport.send_close(cast("WSCloseCode", code), reason.encode()[:100])  # any number will do
+        """Waits `CLOSE_S` for the client's own close, so that ours reaches it; less when it cannot come."""
+        if not self.open or not self._transport:
+            return
+        unread = not self._flows or self._throttled is not None
+        self._shut()
+        self._transport.send_close(cast("WSCloseCode", code), reason.encode("ascii", "replace")[:MAX_REASON])
+        if unread:
             self._transport.disconnect()
 
     def abort(self) -> None:
@@ -208,56 +321,158 @@ class _Listener(WSListener):
 
     def begin(self, connection: Connection) -> None:
         self._connection = connection
-        early, self._early = self._early, []
-        for text in early:
-            self._stream.hub.take(connection, text)
+        if not self._flows:
+            self._stream.hub.paused(connection)
+        self._catch_up_reading()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        self.open = True
+        self.open = self._flows = True
         transport.underlying_transport.set_write_buffer_limits(high=0)
         text, self._text = self._text, ""
         self._stream.greet(self, text)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if not self.open:
+            if frame.msg_type == WSMsgType.CLOSE:
+                transport.disconnect()
             return
-        if frame.msg_type == WSMsgType.CLOSE:
-            self._said_goodbye(transport, frame)
-        elif frame.msg_type in (WSMsgType.TEXT, WSMsgType.CONTINUATION) and not frame.rsv1:
-            self._message(frame)
-        elif frame.msg_type == WSMsgType.BINARY or frame.rsv1:
-            self._end(problems.MALFORMED_FRAME, "text frames only, without extensions")
+        try:
+            self._took(frame)
+        except Violation as violation:
+            self._end(violation.code, violation.reason)
+        except Exception:
+            log.exception("frame_failed")
+            self._end(problems.UNAVAILABLE, "an error of the server")
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002
-        self.open = False
+        self._shut()
+        if self._ending:
+            self._ending.cancel()
+        self._stream.ending.discard(self)
         if self._connection:
             self._stream.ended(self._connection)
 
     def pause_writing(self) -> None:
-        if self._connection and self.open:
+        if not self.open or not self._flows:
+            return
+        self._flows = False
+        self._read()
+        if self._connection:
             self._stream.hub.paused(self._connection)
 
     def resume_writing(self) -> None:
-        if self._connection and self.open and self._connection.paused_us:
+        if not self.open or self._flows or not self._transport:
+            return
+        self._flows = True
+        while self._held and self._flows:
+            self._transport.send(WSMsgType.TEXT, self._held.popleft())
+        if not self._flows:  # full again; `pause_writing` has told the hub
+            return
+        self._held = None
+        if self._pong is not None:
+            self._transport.send_pong(self._pong)
+            self._pong = None
+        if self._connection and self._flows:
             self._stream.hub.resumed(self._connection)
+        self._read()
 
-    # --- messages ---
+    # --- what it sends ---
+
+    def _took(self, frame: WSFrame) -> None:
+        now_us = moment_us()
+        if self._connection:
+            self._connection.heard_us = now_us
+        self._spend(now_us, int(self._stream.frame_us + frame.payload_size * self._stream.byte_us))
+        kind = frame.msg_type
+        if kind == WSMsgType.CLOSE:
+            self._said_goodbye(frame)
+        elif frame.rsv1 or frame.rsv2 or frame.rsv3:
+            raise Violation(PROTOCOL_ERROR, "no extension was negotiated")
+        elif kind == WSMsgType.PING:
+            self._pinged(frame.get_payload_as_bytes())
+        elif kind != WSMsgType.PONG:
+            self._message(frame)
 
     def _message(self, frame: WSFrame) -> None:
-        self._fragments += frame.get_payload_as_bytes()
-        if len(self._fragments) > MAX_CLIENT_FRAME:
-            self._end(problems.LIMITS, "a message too large")
+        continues = frame.msg_type == WSMsgType.CONTINUATION
+        if continues != (self._fragments is not None):
+            raise Violation(PROTOCOL_ERROR, "a fragment of nothing" if continues else "a message inside another one")
+        if frame.msg_type == WSMsgType.BINARY:
+            raise Violation(problems.MALFORMED_FRAME, "text frames only")
+        if frame.fin and not continues:
+            self._take(whole(frame.get_payload_as_bytes()))
             return
-        if not frame.fin:
-            return
-        text, self._fragments = bytes(self._fragments), bytearray()
-        if self._connection:
+        fragments = self._fragments = self._fragments or Fragments()
+        text = fragments.add(frame.get_payload_as_bytes(), last=frame.fin)
+        if text is not None:
+            self._fragments = None
+            self._take(text)
+
+    def _take(self, text: bytes) -> None:
+        if self._connection and not self._throttled:
             self._stream.hub.take(self._connection, text)
-        elif len(self._early) < 2:  # hello, and one that follows at once
-            self._early.append(text)
+            return
+        waiting = self._early = self._early or deque()
+        waiting.append(text)
+        if not self._connection and len(waiting) > MAX_EARLY:
+            raise Violation(problems.PROTOCOL, "too much before the welcome")
+        if len(waiting) > MAX_WAITING:
+            raise Violation(problems.LIMITS, "too many messages at once")
+
+    def _pinged(self, payload: bytes) -> None:
+        """Pings that came too fast or while it does not read are answered by one pong to the last of them (RFC 6455 section 5.5.3)."""
+        if self._flows and self._transport:
+            self._transport.send_pong(payload)
         else:
-            self._end(problems.PROTOCOL, "too much before the welcome")
+            self._pong = payload
+
+    # --- how much it sends ---
+
+    def _spend(self, now_us: int, cost_us: int) -> None:
+        """A token bucket kept as the moment until which it is empty."""
+        self._spent_us = max(self._spent_us, now_us) + cost_us
+        over_us = self._spent_us - now_us - BURST_US
+        if over_us > MAX_DEBT_US:
+            raise Violation(problems.LIMITS, "too many frames or bytes a second")
+        if over_us > 0 and self._throttled is None:
+            self._throttle(over_us)
+
+    def _throttle(self, over_us: int) -> None:
+        self._stream.throttled.inc()
+        self._throttled = asyncio.get_running_loop().call_later(over_us / 1e6, self._unthrottle)
+        self._read()
+
+    def _unthrottle(self) -> None:
+        self._throttled = None
+        self._catch_up_reading()
+
+    def _catch_up_reading(self) -> None:
+        """Takes what has waited, as far as the allowance goes."""
+        while self._early and self._connection and self.open:
+            over_us = self._spent_us - moment_us() - BURST_US
+            if over_us > 0:
+                self._throttled = self._throttled or asyncio.get_running_loop().call_later(over_us / 1e6, self._unthrottle)
+                return
+            self._stream.hub.take(self._connection, self._early.popleft())
+        self._read()
+
+    def _read(self) -> None:
+        """Reads on, or not: see the class."""
+        if self._transport and self.open:
+            if self._flows and self._throttled is None:
+                self._transport.underlying_transport.resume_reading()
+            else:
+                self._transport.underlying_transport.pause_reading()
+
+    # --- ends ---
+
+    def _hold(self, data: bytes) -> None:
+        held = self._held = self._held if self._held is not None else deque()
+        held.append(data)
+        if len(held) > MAX_HELD:
+            self._end(problems.SLOW_CONSUMER, "did not read")
+            self.abort()
 
     def _end(self, code: int, reason: str) -> None:
         if self._connection:
@@ -265,41 +480,44 @@ class _Listener(WSListener):
         else:
             self.close(code, reason)
 
-    def _said_goodbye(self, transport: WSTransport, frame: WSFrame) -> None:
-        self.open = False
-        code = cast("int", frame.get_close_code())
-        echoed = code if 1000 <= code <= 4999 and code not in _NEVER_SENT else 1000
-        transport.send_close(cast("WSCloseCode", echoed), b"")
-        transport.disconnect()
+    def _shut(self) -> None:
+        """No more in or out, and an end within `CLOSE_S`."""
+        was_open, self.open, self._flows = self.open, False, False
+        self._held = self._early = self._fragments = self._pong = None
+        if self._throttled:
+            self._throttled.cancel()
+        if was_open:
+            self._stream.ending.add(self)
+            self._ending = asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
+
+    def _said_goodbye(self, frame: WSFrame) -> None:
+        assert self._transport
+        code = cast("int", frame.get_close_code()) if frame.payload_size else 1000
+        self._shut()
+        self._transport.send_close(cast("WSCloseCode", code if may_close_with(code) else PROTOCOL_ERROR), b"")
+        self._transport.disconnect()
 
 
-def _mend(request: WSUpgradeRequest) -> None:
-    """Firefox says ``Connection: keep-alive, Upgrade``, which the library's check would refuse."""
-    if "upgrade" in request.headers.get("Connection", "").lower():
-        request.headers["Connection"] = "Upgrade"
+class _Quiet(logging.LoggerAdapter[logging.Logger]):
+    """What the library logs of clients' faults: they are counted by close code, and a log that a client can fill is none."""
 
-
-def _bearer(request: WSUpgradeRequest) -> str:
-    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not text:
-        raise Unauthenticated("send a token: Authorization: Bearer hel_…")
-    return str(text.strip())
+    def error(self, *_: object, **__: object) -> None:
+        pass
 
 
 def _first_scope(scopes: tuple[Any, ...]) -> tuple[str, str]:
     return (scopes[0].namespace, scopes[0].environment) if scopes else ("", "")
 
 
-def _refused(error: HeliographError) -> WSUpgradeResponseWithListener:
-    body = f"{error.detail}\n".encode()
-    response = WSUpgradeResponse.create_error_response(problems.status_of(error), body, problems.headers(error))
-    return WSUpgradeResponseWithListener(response, None)
+def _family(host: str) -> int:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+def _listen(listening: socket.socket, host: str, port: int) -> None:
+    """Raises InvalidRequest, and has closed it then."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what is accepted
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     if hasattr(socket, "TCP_CONGESTION"):
         with suppress(OSError):  # where it is not there, or not for us, the system's default will do
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
@@ -311,4 +529,3 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.close()
         raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; is another one running?") from None
     listening.setblocking(False)
-    return listening
