@@ -16,6 +16,7 @@ from heliograph.eventlog.kafka import KafkaProducer, KafkaReader, Options, creat
 from heliograph.eventlog.ports import Stream
 from heliograph.eventlog.wake import EVENT_CHANNEL
 from heliograph.runtime.http import make_app, serve_http
+from heliograph.runtime.leaving import Leave
 from heliograph.runtime.postgres import Connection, listen, translating
 from heliograph.runtime.retry import until_available
 from heliograph.services.relay.copy import Copier
@@ -47,7 +48,8 @@ async def serve(settings: RelaySettings, *, ready: asyncio.Event, stop: asyncio.
     metrics, readiness = Metrics(), Readiness("kafka", "database")
     app = make_app("relay", metrics=metrics, readiness=readiness)
     async with asyncio.TaskGroup() as group:
-        group.create_task(serve_http(app, settings.listen_host, settings.relay_port, stop=stop, drain_s=settings.drain_s))
+        leave = Leave.of(settings, readiness)
+        group.create_task(serve_http(app, settings.listen_host, settings.relay_port, stop=stop, leave=leave))
         group.create_task(loop_lag.run(metrics, stop))
         relaying = group.create_task(_relay(settings, metrics, readiness, ready))
         await _until(stop, relaying)

@@ -29,6 +29,12 @@ class SyncSettings(LogSettings):
     head_spread_s: float = Field(
         60.0, ge=0, description="seconds over which renewed heads are spread, so that they are no burst"
     )
+    # half of what one worker takes in with TLS; a node with more clients than that times `drain_s` is quicker
+    drain_clients_per_s: float = Field(
+        1000.0,
+        gt=0,
+        description="clients a second whom a stopping node sends elsewhere; more if `drain_s` is too short for that",
+    )
     max_connections: int = Field(50_000, ge=1, description="connections of this node; more are told to try again later")
     max_handshakes: int = Field(500, ge=1, description="connections between upgrade and hello at a time")
     past_versions: int = Field(

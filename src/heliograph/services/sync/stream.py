@@ -51,6 +51,8 @@ BACKLOG: Final = 4096
 _NEVER_SENT: Final = frozenset({1005, 1006, 1015})
 RECHECK_S: Final = 30.0
 HANDSHAKE_S: Final = 5
+ECHO_S: Final = 1.0
+"""Seconds for a client's answer to a close frame: a socket closed on what it still sends is reset, and it may never read why."""
 
 
 class Stream:
@@ -60,6 +62,7 @@ class Stream:
         self._authenticator = authenticator
         self._tokens: dict[Connection, str] = {}
         self._greeting = 0
+        self._parting: set[_Listener] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, host: str, port: int) -> asyncio.base_events.Server:
@@ -106,6 +109,24 @@ class Stream:
         if connection in self._tokens:
             session.principal = principal
             self._tokens[connection] = text
+
+    @property
+    def greeting(self) -> int:
+        """Connections whose token is being checked."""
+        return self._greeting
+
+    def parting(self, listener: _Listener) -> None:
+        self._parting.add(listener)
+
+    def parted(self, listener: _Listener) -> None:
+        self._parting.discard(listener)
+
+    async def farewell(self) -> None:
+        """Until those who were told that it is over have heard it, for a moment at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ECHO_S * 2):
+                while self._parting:  # noqa: ASYNC110  # each listener has a timer of its own
+                    await asyncio.sleep(0.01)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -186,6 +207,7 @@ class _Listener(WSListener):
         self._early: list[bytes] = []
         self._fragments = bytearray()
         self.open = False
+        self._cut_off: asyncio.TimerHandle | None = None  # runs while the client's close frame is awaited
 
     # --- Pipe ---
 
@@ -197,7 +219,8 @@ class _Listener(WSListener):
         if self.open and self._transport:
             self.open = False
             self._transport.send_close(cast("WSCloseCode", code), reason.encode()[:100])  # any number will do
-            self._transport.disconnect()
+            self._stream.parting(self)
+            self._cut_off = asyncio.get_running_loop().call_later(ECHO_S, self.abort)
 
     def abort(self) -> None:
         """Without waiting for a full socket to take the close frame."""
@@ -220,6 +243,8 @@ class _Listener(WSListener):
         self._stream.greet(self, text)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if self._cut_off and frame.msg_type == WSMsgType.CLOSE:
+            transport.disconnect()
         if not self.open:
             return
         if frame.msg_type == WSMsgType.CLOSE:
@@ -231,6 +256,9 @@ class _Listener(WSListener):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002
         self.open = False
+        self._stream.parted(self)
+        if self._cut_off:
+            self._cut_off.cancel()
         if self._connection:
             self._stream.ended(self._connection)
 
