@@ -21,9 +21,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from heliograph.core.errors import InvalidRequest
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.leaving import Leave
+from heliograph.runtime.listening import listening
 
 HEAD_S: Final = 10.0
 """Seconds in which a request's first line and headers must have arrived, from its first byte or from the connection's begin."""
@@ -228,11 +228,16 @@ async def serve_http(
     stop: asyncio.Event,
     on_started: Callable[[], None] = lambda: None,
     leave: Leave | None = None,
+    name: str = "",
+    reuse_port: bool = False,
 ) -> None:
-    """Serves until `stop`, then leaves as `leave` says. Raises InvalidRequest when it cannot listen."""
+    """Serves until `stop`, then leaves as `leave` says. `name`, `reuse_port`: as `listening` takes them.
+
+    Raises InvalidRequest when it cannot listen.
+    """
     server = _Server(_config(app), on_started)
-    listening = bind(host, port)
-    serving = asyncio.create_task(server.serve(sockets=[listening]), name=f"http {port}")
+    door = listening(name, host, port, reuse_port=reuse_port)
+    serving = asyncio.create_task(server.serve(sockets=[door]), name=f"http {port}")
     leaving = asyncio.create_task(_leave_after(stop, server, leave or Leave()), name=f"http {port} stop")
     try:
         await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -242,7 +247,7 @@ async def serve_http(
         server.should_exit = True
         await serving
         await server.cut_off_the_rest()
-        listening.close()
+        door.close()
 
 
 async def _leave_after(stop: asyncio.Event, server: _Server, leave: Leave) -> None:
@@ -266,17 +271,3 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=1,  # after `leave` has waited for them
     )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address, or InvalidRequest with the reason."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; is another one running?") from None
-    listening.setblocking(False)
-    return listening

@@ -64,6 +64,8 @@ async def serve(settings: LedgerSettings, *, ready: asyncio.Event, stop: asyncio
                 stop=stop,
                 on_started=lambda: readiness.met("http"),
                 leave=Leave.of(settings, readiness),
+                name="ledger",
+                reuse_port=settings.reuse_port,
             )
             for task in running:
                 task.cancel()

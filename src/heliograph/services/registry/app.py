@@ -201,6 +201,8 @@ async def _answer(app: FastAPI, settings: RegistrySettings, readiness: Readiness
         stop=stop,
         on_started=lambda: readiness.met("http"),
         leave=Leave.of(settings, readiness),
+        name="registry",
+        reuse_port=settings.reuse_port,
     )
 
 

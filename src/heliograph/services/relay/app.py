@@ -48,8 +48,17 @@ async def serve(settings: RelaySettings, *, ready: asyncio.Event, stop: asyncio.
     metrics, readiness = Metrics(), Readiness("kafka", "database")
     app = make_app("relay", metrics=metrics, readiness=readiness)
     async with asyncio.TaskGroup() as group:
-        leave = Leave.of(settings, readiness)
-        group.create_task(serve_http(app, settings.listen_host, settings.relay_port, stop=stop, leave=leave))
+        group.create_task(
+            serve_http(
+                app,
+                settings.listen_host,
+                settings.relay_port,
+                stop=stop,
+                leave=Leave.of(settings, readiness),
+                name="relay",
+                reuse_port=settings.reuse_port,
+            )
+        )
         group.create_task(loop_lag.run(metrics, stop))
         relaying = group.create_task(_relay(settings, metrics, readiness, ready))
         await _until(stop, relaying)

@@ -72,7 +72,17 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     leave = Leave.of(settings, node.readiness, meanwhile=drained.wait)
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(serve_http(app, settings.listen_host, settings.sync_http_port, stop=stop, leave=leave))
+            group.create_task(
+                serve_http(
+                    app,
+                    settings.listen_host,
+                    settings.sync_http_port,
+                    stop=stop,
+                    leave=leave,
+                    name="sync-http",
+                    reuse_port=settings.reuse_port,
+                )
+            )
             await _work_until(node, ready, stop, leave)
             drained.set()
     finally:
