@@ -13,7 +13,6 @@ from heliograph.core import token
 from heliograph.core.errors import InvalidRequest
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http import Json, make_app, serve_http
-from heliograph.runtime.leaving import Leave
 from heliograph.services.ledger.app import serve
 from heliograph.services.ledger.settings import LedgerSettings
 from heliograph.telemetry.health import Readiness
@@ -39,7 +38,7 @@ async def registry(free_port):
         app.state.audits.append(body)
         return Json({})
 
-    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set, leave=Leave(drain_s=1)))
+    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set))
     await started.wait()
     app.state.url = f"http://127.0.0.1:{port}"
     yield app

@@ -26,7 +26,7 @@ async def app(scope, receive, send):
 async def main():
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await serve_http(app, "name.invalid", 1, stop=stop, drain_s=1, name="registry")
+    await serve_http(app, "name.invalid", 1, stop=stop, name="registry")
 
 asyncio.run(main())
 """
