@@ -100,14 +100,17 @@ async def _relay(settings: RelaySettings, metrics: Metrics, readiness: Readiness
             kept = await checkpoints.load()
             start = await shared(connection, {shard: max(place, kept.get(shard, (0, 0))) for shard, place in places.items()})
             log.info("relay_resumes", positions=sum(position for _, position in start.values()))
-            await _copy(
-                Copier(connection, producer, topic, start, settings, metrics),
-                connection,
-                checkpoints,
-                settings,
-                metrics,
-                readiness,
-            )
+            try:
+                await _copy(
+                    Copier(connection, producer, topic, start, settings, metrics),
+                    connection,
+                    checkpoints,
+                    settings,
+                    metrics,
+                    readiness,
+                )
+            finally:
+                await producer.close()  # while it still leads: the next one begins after what Kafka has by then
     finally:
         metrics.relay_leading.set(0)
         await producer.close()
