@@ -70,6 +70,7 @@ def _for_role(settings: AllInOneSettings, postgres: EmbeddedPostgres, role: str)
         "listen_host": settings.listen_host,
         "region": settings.region,
         "drain_s": settings.drain_s,
+        "keep_alive_grace_s": 0.0,  # nobody takes over, so nobody need wait
         "database_url": SecretStr(postgres.url(f"heliograph_{role}", DATABASE)),
         "service_token_file": settings.data_dir / "tokens" / "service.token" if role != "registry" else None,
         "registry_url": settings.url,

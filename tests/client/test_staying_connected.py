@@ -119,6 +119,27 @@ async def test_drain_moves_to_a_new_connection_and_receives_until_then(server: A
         assert client.status.last_error is None
 
 
+async def test_what_waits_to_be_said_is_said_before_leaving(server: Any, connect: Any) -> None:
+    server.welcome = {"receipt_jitter_ms": 3_600_000}
+    async with connect() as client:
+        first = await server.connection(1)
+        assert server.receipts == []
+        await first.send(frames.Drain(within_s=3_600.0))
+        assert (await server.receipt(2)).state == "applied"
+        await eventually(lambda: client.status.receipts_pending == 0)
+
+
+async def test_a_node_that_is_gone_is_no_reason_for_everybody_to_ask_the_registry(server: Any, connect: Any) -> None:
+    """Only links that fail again and again may mean that the services have moved."""
+    async with connect():
+        first = await server.connection(1)
+        server.requests.clear()
+        server.refuse_upgrade = HTTPStatus.SERVICE_UNAVAILABLE
+        first.socket.transport.abort()
+        await eventually(lambda: [path for _, path, _ in server.requests if path == "/v1/endpoints"])
+        assert server.upgrades >= 4
+
+
 async def test_garbage_from_the_server_is_a_lost_connection(server: Any, connect: Any) -> None:
     async with connect() as client:
         first = await server.connection(1)

@@ -17,6 +17,7 @@ from tests.fixtures.postgres import require
 
 from handbook import alerts, command_line, metrics, settings
 from heliograph.allinone import AllInOneSettings
+from heliograph.runtime.listening import NAMES
 from heliograph.services.relay.settings import RelaySettings
 
 DEPLOY = ROOT / "deploy"
@@ -79,7 +80,7 @@ def compose() -> dict[str, Any]:
 
 def usual_ports() -> set[int]:
     fields = {**AllInOneSettings.model_fields, **RelaySettings.model_fields}
-    return {field.default for name, field in fields.items() if name.endswith("_port")}
+    return {field.default for name, field in fields.items() if name.endswith("_port") and field.annotation is int}
 
 
 def test_compose_runs_every_service_with_its_own_role(compose: dict[str, Any]) -> None:
@@ -134,6 +135,7 @@ def test_the_image_has_what_it_copies_and_starts() -> None:
 # --- systemd ----------------------------------------------------------------------------------------------------------------------
 
 UNITS = sorted(each for each in (DEPLOY / "systemd").iterdir() if each.is_file())
+BESIDE = DEPLOY / "systemd/heliograph@sync-next.service.d/beside.conf"
 
 
 def test_units_start_commands_that_exist() -> None:
@@ -156,16 +158,35 @@ def environment(file: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in file.read_text().splitlines() if line and not line.startswith("#"))
 
 
+def with_a_program(unit: Path) -> str:
+    """systemd looks whether the program is there."""
+    return unit.read_text().replace("/opt/heliograph/bin/heliograph", sys.executable)
+
+
+def test_sockets_are_named_as_services_ask_for_them() -> None:
+    told = {name: unit for unit in UNITS for name in re.findall(r"(?m)^FileDescriptorName=(.*)$", unit.read_text())}
+    assert told.keys() == NAMES
+    ports = {port for unit in told.values() for port in re.findall(r"(?m)^ListenStream=.*:(\d+)$", unit.read_text())}
+    assert {int(port) for port in ports} == usual_ports()
+
+
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd is not installed")
     for unit in UNITS:
-        text = unit.read_text().replace(
-            "/opt/heliograph/bin/heliograph", sys.executable
-        )  # it looks whether the program is there
-        (tmp_path / unit.name.replace("@.", "@registry.")).write_text(text)
+        for service in (*SERVICES, "sync-next"):
+            (tmp_path / unit.name.replace("@.", f"@{service}.")).write_text(with_a_program(unit))
+    beside = tmp_path / BESIDE.parent.name
+    beside.mkdir()
+    (beside / BESIDE.name).write_text(with_a_program(BESIDE))
     told = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, sorted(tmp_path.iterdir()))],
+        [
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            "--recursive-errors=no",
+            *map(str, sorted(each for each in tmp_path.iterdir() if each.is_file())),
+        ],
         capture_output=True,
         text=True,
         timeout=LINT_S,

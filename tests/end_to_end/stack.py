@@ -51,6 +51,7 @@ class Stack:
     url: str
     servers: dict[str, Server]
     services: dict[str, Managed]
+    ports: dict[str, int] = field(default_factory=dict)
     endpoints: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -60,6 +61,10 @@ class Stack:
     def http(self, base: str = "") -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=base or self.url, headers={"Authorization": f"Bearer {self.admin_token}"}, timeout=15)
 
+    async def look_around(self) -> None:
+        async with self.http() as api:
+            self.endpoints = (await api.get("/v1/endpoints")).json()
+
     async def all_ready(self) -> None:
         """Of services that are being kept alive."""
         for each in self.services.values():
@@ -68,9 +73,9 @@ class Stack:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, kafka: bool, prepare: Callable[[Stack], Awaitable[None]] | None = None
+    folder: Path, *, kafka: bool, prepare: Callable[[Stack], Awaitable[None]] | None = None, services: bool = True
 ) -> AsyncIterator[Stack]:
-    """``prepare``: what happens between the migrations and the first start of a service."""
+    """``prepare``: what happens between the migrations and the first start of a service. Without ``services`` only what they need is started."""
     ports = {
         name: free_port() for name in ("registry", "sync", "sync_http", "ledger", "relay", "postgres", "kafka", "controller")
     }
@@ -91,11 +96,11 @@ async def running(
         await _migrate(stack, ports)
         if prepare:
             await prepare(stack)
-        for each in stack.services.values():
-            await each.start()
-            await each.ready()
-        async with stack.http() as api:
-            stack.endpoints = (await api.get("/v1/endpoints")).json()
+        if services:
+            for each in stack.services.values():
+                await each.start()
+                await each.ready()
+            await stack.look_around()
         yield stack
     finally:
         for each in reversed(stack.services.values()):
@@ -135,7 +140,7 @@ def _stack(folder: Path, ports: dict[str, int], servers: dict[str, Server]) -> S
             ready_url=f"http://127.0.0.1:{ports[health[name]]}/readyz",
         )
 
-    return Stack(folder, url, servers, {name: service(name) for name in names})
+    return Stack(folder, url, servers, {name: service(name) for name in names}, ports)
 
 
 async def _migrate(stack: Stack, ports: dict[str, int]) -> None:

@@ -107,9 +107,10 @@ async def test_one_ledger_at_a_time_takes_in_the_log(stage):
                 began.set()
 
         began = asyncio.Event()
+        stage.readiness.unmet("records", "of the second one")
         task = asyncio.create_task(second())
-        while stage.readiness.missing() != {"records": "another ledger takes in the log"}:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            await stage.readiness.wait()  # while it stands by
         assert not began.is_set()
     async with asyncio.timeout(30):
         await task

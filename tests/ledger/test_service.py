@@ -38,7 +38,7 @@ async def registry(free_port):
         app.state.audits.append(body)
         return Json({})
 
-    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set, drain_s=1))
+    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set))
     await started.wait()
     app.state.url = f"http://127.0.0.1:{port}"
     yield app

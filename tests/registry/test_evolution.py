@@ -63,7 +63,7 @@ async def _serving(port: int, told: Ledger) -> AsyncIterator[None]:
         return Json(told.answer(request))
 
     stop, started = asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set, drain_s=1))
+    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set))
     await asyncio.wait_for(started.wait(), DEADLINE_S)
     yield
     stop.set()

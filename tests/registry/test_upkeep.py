@@ -223,7 +223,7 @@ async def ledger_that_says(port: int, answer: Any) -> AsyncIterator[list[tuple[s
         return Json(answer)
 
     stop, started = asyncio.Event(), asyncio.Event()
-    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set, drain_s=1))
+    serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set))
     await asyncio.wait_for(started.wait(), DEADLINE_S)
     try:
         yield asked

@@ -66,6 +66,21 @@ async def test_sigterm_in_a_burst_drains_and_ends_well(relayed, processes):
     assert await relayed.appended() == 8000
 
 
+async def test_a_standby_goes_on_where_the_leader_ended_and_copies_nothing_twice(relayed, processes):
+    leader, leading = await processes("leader")
+    await leading.until(type(leading).leads)
+    _, standby = await processes("standby")
+    await standby.until(ready)
+    for shard in range(4):
+        await relayed.rows("select eventlog.append_event($1, 'k', n::text::bytea, null) from generate_series(1, 2000) n", shard)
+    await relayed.appended_at_least(1)
+    await leader.stop()
+    await standby.until(type(standby).leads)
+    await relayed.appended_at_least(8000)
+    assert await relayed.relayed() == await relayed.committed()
+    assert await relayed.appended() == 8000
+
+
 async def test_a_standby_ends_well_on_sigterm(relayed, processes):
     async with relayed.relaying() as leader:
         await leader.until(type(leader).leads)

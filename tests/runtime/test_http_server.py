@@ -12,17 +12,20 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 
 from heliograph.core.errors import InvalidRequest
 from heliograph.runtime import http_server
-from heliograph.runtime.http_server import bind, serve_http
+from heliograph.runtime.http_server import serve_http
+from heliograph.runtime.leaving import Leave
+from heliograph.runtime.listening import listening
+from heliograph.telemetry.health import Readiness
 
 CLOSED_S = 20  # far above the bounds set in these tests
 
 
 class Running:
-    def __init__(self, app, port, drain_s=10.0):
+    def __init__(self, app, port, **leave):
         self.stop, self.started = asyncio.Event(), asyncio.Event()
         self.port = port
         self.task = asyncio.create_task(
-            serve_http(app, "127.0.0.1", port, stop=self.stop, on_started=self.started.set, drain_s=drain_s)
+            serve_http(app, "127.0.0.1", port, stop=self.stop, on_started=self.started.set, leave=Leave(**leave))
         )
 
     async def __aenter__(self):
@@ -204,9 +207,106 @@ async def test_an_address_in_use_is_said_plainly(free_port):
     with socket.create_server(("127.0.0.1", port)), pytest.raises(InvalidRequest, match=f"cannot listen on 127.0.0.1:{port}"):
         await serve_http(hello, "127.0.0.1", port, stop=asyncio.Event())
     with pytest.raises(InvalidRequest, match="cannot listen on"):
-        bind("name.invalid", port)
+        listening("", "name.invalid", port)
 
 
 async def test_ipv6_too(free_port):
-    with bind("::1", 0) as listening:
-        assert listening.family == socket.AF_INET6
+    with listening("", "::1", 0) as door:
+        assert door.family == socket.AF_INET6
+
+
+# --- leaving without failing anybody -----------------------------------------------------------------------------------------------
+
+ASKED = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def head(reader):
+    """The head of the next answer; its body is read."""
+    told = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), CLOSED_S)).lower()
+    await reader.readexactly(int(told.split(b"content-length: ")[1].split(b"\r\n")[0]))
+    return told
+
+
+async def test_a_kept_connection_is_answered_once_more_and_told_that_it_was_the_last_time(free_port):
+    async with Running(hello, free_port(), keep_alive_grace_s=CLOSED_S, drain_s=CLOSED_S) as server:
+        reader, writer = await server.connect()
+        writer.write(ASKED)
+        assert b"connection: close" not in await head(reader)
+        server.stop.set()
+        while True:  # until nobody is let in any more; those who are, are answered
+            try:
+                late_reader, late = await server.connect()
+            except ConnectionRefusedError:
+                break
+            late.write(ASKED)
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await head(late_reader)
+            late.close()
+        assert not server.task.done()
+        writer.write(ASKED)
+        assert b"connection: close" in await head(reader)
+        assert await closed(reader) == b""
+        await asyncio.wait_for(server.task, CLOSED_S)
+        writer.close()
+
+
+async def test_a_request_whose_first_bytes_have_come_is_answered(free_port):
+    async with Running(hello, free_port(), keep_alive_grace_s=0, drain_s=CLOSED_S) as server:
+        reader, writer = await server.connect()
+        resting_reader, resting = await server.connect()
+        for each, kept in ((reader, writer), (resting_reader, resting)):
+            kept.write(ASKED)
+            await head(each)
+        writer.write(ASKED[:20])
+        for _ in range(5):  # the server is on this loop: it reads what has come in its next turn
+            await asyncio.sleep(0)
+        server.stop.set()
+        assert await closed(resting_reader) == b""  # the other one is not
+        writer.write(ASKED[20:])
+        assert b"connection: close" in await head(reader)
+        await asyncio.wait_for(server.task, CLOSED_S)
+        for each in (writer, resting):
+            each.close()
+
+
+async def test_an_answer_that_has_begun_without_a_word_is_followed_by_a_last_one(free_port):
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def in_two(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        begun.set()
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"b"})
+
+    async with Running(in_two, free_port(), keep_alive_grace_s=CLOSED_S, drain_s=CLOSED_S) as server:
+        reader, writer = await server.connect()
+        writer.write(ASKED)
+        await begun.wait()
+        server.stop.set()
+        await asyncio.sleep(0)
+        go_on.set()
+        assert b"connection: close" not in await head(reader)
+        writer.write(ASKED)
+        assert b"connection: close" in await head(reader)
+        assert await closed(reader) == b""
+        writer.close()
+
+
+async def test_first_it_says_that_it_is_not_ready_and_serves_on(free_port):
+    """The door closes only after those who balance have had their time, and after what else the service does."""
+    readiness, elsewhere = Readiness(), asyncio.Event()
+    async with Running(hello, free_port(), readiness=readiness, unready_s=0.2, meanwhile=elsewhere.wait) as server:
+        server.stop.set()
+        await asyncio.sleep(0)
+        async with asyncio.timeout(CLOSED_S):
+            while readiness.ready:
+                await asyncio.sleep(0.01)
+        for _ in range(3):
+            reader, writer = await server.connect()
+            writer.write(ASKED)
+            assert b"connection: close" in await head(reader)
+            writer.close()
+        elsewhere.set()
+        await asyncio.wait_for(server.task, CLOSED_S)
+    assert readiness.missing() == {"drain": "stopping"}

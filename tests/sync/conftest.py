@@ -108,6 +108,7 @@ class Client:
         self.assembler = Assembler()
         self.welcome: frames.Welcome | None = None
         self.kinds: list[str] = []
+        self.adopted: list[int] = []
         self.raw: list[bytes] = []
 
     @classmethod
@@ -123,9 +124,10 @@ class Client:
         incarnation: int = 1,
         token: str = "",
         hello: bool = True,
+        at: str = "",
     ) -> AsyncIterator[Client]:
         async with connect(
-            world.stream,
+            at or world.stream,
             subprotocols=[frames.SUBPROTOCOL],
             additional_headers={"Authorization": f"Bearer {token or world.tokens['client']}"},
             compression=None,
@@ -165,6 +167,7 @@ class Client:
             whole = self.assembler.add(frame)
             if whole is not None and (candidate := self.replica.consider(whole, now_us())):
                 self.replica.adopt(candidate)
+                self.adopted.append(candidate.cursor.number)
         elif isinstance(frame, (frames.Current, frames.HeadFrame)) and (candidate := self.replica.consider(frame, now_us())):
             self.replica.adopt(candidate)
         return frame
@@ -225,13 +228,12 @@ async def world(database: Any, free_port: Any, tmp_path: Path, sync_settings: di
     syncing = Service(
         sync.serve,
         SyncSettings(
-            **shared,
             sync_port=ports["sync_port"],
             sync_http_port=ports["sync_http_port"],
             database_url=SecretStr(database.url("heliograph_sync")),
             registry_url=url,
             service_token_file=tmp_path / "tokens/service.token",
-            **{"heartbeat_s": 20.0, **sync_settings},
+            **{**shared, "heartbeat_s": 20.0, **sync_settings},
         ),
     )
     admin = (tmp_path / "tokens/admin.token").read_text().strip()

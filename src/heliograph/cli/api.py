@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -31,7 +31,10 @@ from heliograph.runtime.retry import delay
 ANSWER_S: Final = 15.0
 CONNECT_S: Final = 5.0
 ATTEMPTS: Final = 3
+PATIENCE_S: Final = 5.0
+"""A person waits: no server is believed that asks for more before the next attempt."""
 PAGE: Final = 500
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,12 @@ class Api:
         return found
 
     def call(self, method: str, path: str, *, base: str = "", wait_s: float = 0, **request: Any) -> httpx.Response:
+        """A read is asked again when nobody answers: the service may be being replaced."""
+        if method != "GET":
+            return self._call(method, path, base=base, wait_s=wait_s, **request)
+        return _again(lambda: self._call(method, path, base=base, wait_s=wait_s, **request))
+
+    def _call(self, method: str, path: str, *, base: str, wait_s: float, **request: Any) -> httpx.Response:
         address = base or self.url
         timeout = httpx.Timeout(ANSWER_S + wait_s, connect=CONNECT_S)
         try:
@@ -121,14 +130,8 @@ class Api:
     ) -> Any:
         """A change, with an idempotency key: sent again after a lost answer it cannot happen twice."""
         told = {"Idempotency-Key": secrets.token_hex(16), **(wait.headers if wait else {}), **(headers or {})}
-        for attempt in range(ATTEMPTS):
-            try:
-                return self.call(method, path, headers=told, wait_s=wait.seconds if wait else 0, **request).json()
-            except Unavailable:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                time.sleep(delay(attempt, base_s=0.2))
-        raise AssertionError("unreachable")
+        wait_s = wait.seconds if wait else 0
+        return _again(lambda: self.call(method, path, headers=told, wait_s=wait_s, **request).json())
 
     def pages(self, path: str, *, of_ledger: bool = False, limit: int | None = None, **params: Any) -> Iterator[Any]:
         """The items of a list, page by page."""
@@ -141,6 +144,16 @@ class Api:
             cursor = page["next"]
             if not cursor:
                 return
+
+
+def _again(call: Callable[[], T]) -> T:
+    """What can be repeated without harm: with a growing pause, or the one that the server asks for, and a bounded number of times."""
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return call()
+        except Unavailable as error:
+            time.sleep(min(PATIENCE_S, (error.retry_after or 0) + delay(attempt, base_s=0.2)))
+    return call()
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -167,8 +180,11 @@ def refusal(answer: httpx.Response) -> HeliographError:
         problem = _Problem()
     detail = problem.detail or f"{answer.request.url.host} answered {answer.status_code}, and not in Heliograph's words"
     kind = errors.by_code(problem.code)
-    if kind is HeliographError and answer.status_code >= httpx.codes.BAD_GATEWAY:
-        return Unavailable(detail)
+    if issubclass(kind, Unavailable) or (kind is HeliographError and answer.status_code >= httpx.codes.BAD_GATEWAY):
+        asked = answer.headers.get("Retry-After", "")
+        return (kind if issubclass(kind, Unavailable) else Unavailable)(
+            detail, retry_after=float(asked) if asked.isdecimal() else None
+        )
     if issubclass(kind, StaleBase):
         more: dict[str, object] = {"changed": problem.changed, "overlap": problem.overlap, "differences": problem.differences}
         return StaleBase(detail, head=problem.head, number=problem.number, more=more)

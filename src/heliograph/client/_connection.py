@@ -27,12 +27,13 @@ class Retry:
     """How a client comes back.
 
     Attributes:
-        first_s: upper bound of the first random pause in seconds; it doubles with every failure in a row.
+        first_s: upper bound of the first random pause in seconds; it doubles with every failure in a row. A node that dies takes thousands of
+            clients with it, which must not meet again at the next one in the same moment; a single one is back after half of it.
         cap_s: the bound never grows beyond this.
         poll_after: failures of the WebSocket in a row before polling begins beside the tries.
     """
 
-    first_s: float = 0.5
+    first_s: float = 2.0
     cap_s: float = 30.0
     poll_after: int = 3
 

@@ -23,6 +23,8 @@ from heliograph.core.frames import Subscription
 from heliograph.core.trust import Trust
 
 HTTP_TIMEOUT_S: Final = 10.0
+ASK_AFTER: Final = 3
+"""Failed links in a row after which the server is asked anew where its services are. A node that dies is no reason: all its clients would ask."""
 Wanted = Callable[[], Iterable[Subscription]]
 
 
@@ -68,7 +70,8 @@ class _Reach:
         self._http = http
         self._tls = tls
         self._discovery = discovery
-        self._asked = False  # whether the server was asked for endpoints and root since a link or a signature last failed
+        self._asked = False  # whether the server was asked for endpoints and root since links failed, or a signature
+        self._failures = 0  # of links, in a row
 
     async def recall(self) -> Trust | None:
         await asyncio.to_thread(self._discovery.recall)
@@ -84,12 +87,15 @@ class _Reach:
 
     async def websocket(self) -> Link:
         try:
-            return await WebSocketLink.open(
+            link = await WebSocketLink.open(
                 self._endpoints.stream, self._options.token, agent=self._options.agent, proxy=self._options.proxy, tls=self._tls
             )
         except Unavailable:
-            self._asked = False
+            self._failures += 1
+            self._asked &= self._failures % ASK_AFTER > 0
             raise
+        self._failures = 0
+        return link
 
     def polling(self, reporter: Reporter, wanted: Wanted, *, random: Random) -> Link:
         return PollingLink(self._http, self._endpoints.bundles, self._options.token, reporter, wanted, random=random)

@@ -43,6 +43,7 @@ WELCOME_S: Final = 10.0
 RETRUST_S: Final = 5.0
 RETRY_REFUSED_S: Final = 30.0  # a subscription that the server would not serve: asked for again on a new connection
 POLLING_JITTER_MS: Final = 1_000
+LEAVE_CAP_S: Final = 600.0  # no server asks us to leave later than this
 
 Accept = Callable[["Channel", Candidate], Proposal]
 
@@ -243,6 +244,7 @@ class Session:
             case frames.Ping():
                 self._heartbeat_at_us = now.steady_us
             case frames.Drain():
+                self.receipts.hurry(now.steady_us)  # while this server can still take them
                 self._leave_within(frame.within_s, now)
         return []
 
@@ -483,7 +485,7 @@ class Session:
         return self._heard_us + int(patience_s * SECOND)
 
     def _leave_within(self, within_s: float, now: Moment) -> None:
-        self.leave_at_us = now.steady_us + int(self._random.uniform(0, max(0.0, within_s)) * SECOND)
+        self.leave_at_us = now.steady_us + int(self._random.uniform(0, min(max(0.0, within_s), LEAVE_CAP_S)) * SECOND)
 
 
 def _claimed(head: Signed) -> Cursor | None:

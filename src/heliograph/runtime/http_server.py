@@ -2,6 +2,9 @@
 
 A client may be slow with its headers, its body or its reading, on purpose or not. Each of the three has a bound here (the body's is in `http_edge`),
 so that a thousand such clients cost a thousand sockets for some seconds and nothing else.
+
+It leaves politely: whoever keeps a connection open may be sending on it in the very moment in which it is closed, and would never know whether the
+request was heard. So a server that stops answers one more request on each, with `Connection: close`, and closes those that ask nothing for a while.
 """
 
 from __future__ import annotations
@@ -10,15 +13,17 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from heliograph.core.errors import InvalidRequest
 from heliograph.runtime.clock import now_us
+from heliograph.runtime.leaving import Leave
+from heliograph.runtime.listening import listening
 
 HEAD_S: Final = 10.0
 """Seconds in which a request's first line and headers must have arrived, from its first byte or from the connection's begin."""
@@ -30,6 +35,14 @@ STALL_S: Final = 30.0
 KEEP_ALIVE_S: Final = 65  # above a load balancer's usual 60, so that it closes first
 MAX_CONNECTIONS: Final = 20_000
 BACKLOG: Final = 1024
+LOOK_S: Final = 0.02
+"""Seconds between two looks at the connections of a server that leaves."""
+
+
+class _State(ServerState):
+    """What a server's connections know of it. ``leaving``: each answer is the last one on its connection."""
+
+    leaving = False
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -39,11 +52,14 @@ class GuardedProtocol(HttpToolsProtocol):
     _stall_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
     _head_size = 0
     _message_size = 0
+    _asking = False  # a request has begun whose headers are not complete
+    _rests_since = 0.0  # loop time of the last answer, or of the connection's begin
 
     # --- what asyncio calls ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._rests_since = self.loop.time()
         if len(self.connections) > MAX_CONNECTIONS:
             self.loop.call_soon(transport.abort)
         self._await_head()
@@ -78,6 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["state"]["received_at_us"] = now_us()
         self._message_size = 0
+        self._asking = True
         self._await_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -86,10 +103,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._cancel_head()
+        self._asking = False
         super().on_headers_complete()
+        if cast("_State", self.server_state).leaving:
+            self.part()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._rests_since = self.loop.time()
         if self.transport.is_closing() and self.parser is not None:  # closes when the client has read what is left, if ever
             self._await_reader()
 
@@ -107,6 +128,18 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.write(head.encode() + text)
         self.transport.close()
         self._await_reader()
+
+    # --- leaving ---
+
+    def part(self) -> None:
+        """The answer to come is the last one. One that has begun without saying so is followed by one more."""
+        if not self._idle and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def close_at_rest(self, for_s: float) -> None:
+        """Unless somebody asked something, or was answered, within so many seconds."""
+        if self._idle and not self._asking and self.loop.time() - self._rests_since >= for_s:
+            self.transport.close()
 
     # --- bounds ---
 
@@ -150,6 +183,7 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
         super().__init__(config)
+        self.server_state = _State()
         self._on_started = on_started
 
     def capture_signals(self) -> Any:
@@ -158,6 +192,25 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_started()
+
+    async def leave(self, leave: Leave) -> None:
+        """Returns when every connection has gone, or the time is over. Who comes meanwhile is served until the listener closes."""
+        cast("_State", self.server_state).leaving = True
+        for each in self._open():
+            each.part()
+        await leave.turn_away()
+        await leave.meanwhile()
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + leave.drain_s
+        while self.server_state.connections and loop.time() < deadline:
+            for each in self._open():
+                each.close_at_rest(leave.keep_alive_grace_s)
+            await asyncio.sleep(LOOK_S)
+
+    def _open(self) -> list[GuardedProtocol]:
+        return cast("list[GuardedProtocol]", list(self.server_state.connections))
 
     async def cut_off_the_rest(self) -> None:
         """Whom the drain was too short for."""
@@ -174,24 +227,36 @@ async def serve_http(
     *,
     stop: asyncio.Event,
     on_started: Callable[[], None] = lambda: None,
-    drain_s: float = 10.0,
+    leave: Leave | None = None,
+    name: str = "",
+    reuse_port: bool = False,
 ) -> None:
-    """Serves until `stop`, then finishes the requests in hand within `drain_s` seconds. Raises InvalidRequest when it cannot listen."""
-    server = _Server(_config(app, drain_s), on_started)
-    listening = bind(host, port)
-    serving = asyncio.create_task(server.serve(sockets=[listening]), name=f"http {port}")
-    stopping = asyncio.create_task(stop.wait(), name=f"http {port} stop")
+    """Serves until `stop`, then leaves as `leave` says. `name`, `reuse_port`: as `listening` takes them.
+
+    Raises InvalidRequest when it cannot listen.
+    """
+    server = _Server(_config(app), on_started)
+    door = listening(name, host, port, reuse_port=reuse_port)
+    serving = asyncio.create_task(server.serve(sockets=[door]), name=f"http {port}")
+    leaving = asyncio.create_task(_leave_after(stop, server, leave or Leave()), name=f"http {port} stop")
     try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stopping.cancel()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
         server.should_exit = True
         await serving
         await server.cut_off_the_rest()
-        listening.close()
+        door.close()
 
 
-def _config(app: ASGIApp, drain_s: float) -> uvicorn.Config:
+async def _leave_after(stop: asyncio.Event, server: _Server, leave: Leave) -> None:
+    await stop.wait()
+    if server.started:
+        await server.leave(leave)
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=GuardedProtocol,
@@ -204,19 +269,5 @@ def _config(app: ASGIApp, drain_s: float) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
+        timeout_graceful_shutdown=1,  # after `leave` has waited for them
     )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address, or InvalidRequest with the reason."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; is another one running?") from None
-    listening.setblocking(False)
-    return listening

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import resource
 import signal
 import sys
@@ -16,6 +17,7 @@ import uvloop
 from pydantic import ValidationError
 
 from heliograph.core.errors import HeliographError, Invalid, Unavailable
+from heliograph.runtime.notify import Starter
 from heliograph.runtime.settings import ServiceSettings
 from heliograph.telemetry.logs import configure_logs
 
@@ -98,7 +100,8 @@ async def _until_signal(name: str, settings: S, serve: ServeWith[S]) -> None:
     stop, ready = asyncio.Event(), asyncio.Event()
     handle_signals(stop)
     log.info("service_starting", service=name)
-    await serve(settings, ready=ready, stop=stop)
+    async with Starter.told_by(os.environ, os.getpid()).follows(ready, stop):
+        await serve(settings, ready=ready, stop=stop)
     log.info("service_stopped", service=name)
 
 

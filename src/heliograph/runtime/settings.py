@@ -25,9 +25,25 @@ class ServiceSettings(BaseSettings):
 
     region: str = Field("local", description="name of the region this process runs in; shown in propagation and fingerprints")
     listen_host: str = Field("127.0.0.1", description="address that HTTP and WebSocket listen on")
+    reuse_port: bool = Field(
+        False,
+        description="whether another process that says so too may listen on the same ports (SO_REUSEPORT), as during a change",
+    )
     data_dir: Path = Field(Path(".heliograph"), description="folder for keys, first tokens and, embedded, PostgreSQL's data")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
-    drain_s: float = Field(10.0, gt=0, description="seconds a stopping service may take to finish what it has begun")
+    unready_s: float = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="seconds a stopping service goes on as before but is not ready, so that balancers can turn away",
+    )
+    drain_s: float = Field(10.0, gt=0, description="seconds a stopping service may take then to finish what it has begun")
+    # above what a busy client leaves between two requests
+    keep_alive_grace_s: float = Field(
+        2.0,
+        ge=0,
+        description="seconds without a request after which a stopping service closes a kept connection; a request before is answered",
+    )
 
     service_token: SecretStr | None = Field(None, description="token for the other services' APIs")
     service_token_file: Path | None = Field(None, description="file that holds it; the file wins when both are set")

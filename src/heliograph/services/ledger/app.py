@@ -9,6 +9,7 @@ from heliograph.access.introspect import Introspector
 from heliograph.eventlog.open import open_log
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http import make_app, serve_http
+from heliograph.runtime.leaving import Leave
 from heliograph.runtime.postgres import open_pool
 from heliograph.services.ledger.api import Api
 from heliograph.services.ledger.lead import CONDITION, Leader
@@ -62,7 +63,9 @@ async def serve(settings: LedgerSettings, *, ready: asyncio.Event, stop: asyncio
                 settings.ledger_port,
                 stop=stop,
                 on_started=lambda: readiness.met("http"),
-                drain_s=settings.drain_s,
+                leave=Leave.of(settings, readiness),
+                name="ledger",
+                reuse_port=settings.reuse_port,
             )
             for task in running:
                 task.cancel()

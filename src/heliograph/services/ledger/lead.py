@@ -1,4 +1,5 @@
-"""Terms of leading. One ledger at a time takes in the log; others wait, answer reads from the tables, and take over within a second.
+"""Terms of leading. One ledger at a time takes in the log; others wait, are ready, answer reads from the tables, and take over
+within a moment.
 
 A term begins with the lock and a board made from the tables, and ends with the connection that holds the lock: whatever was not
 committed by then never happened, and the next term, here or elsewhere, begins from what was.
@@ -20,6 +21,7 @@ from heliograph.runtime.postgres import Pool, translating
 from heliograph.runtime.retry import attempts
 from heliograph.services.ledger.again import Again
 from heliograph.services.ledger.audit import Auditor
+from heliograph.services.ledger.board import Board
 from heliograph.services.ledger.consume import Consumer
 from heliograph.services.ledger.keep import DAYS_AHEAD, Keeper
 from heliograph.services.ledger.ledger import Ledger
@@ -31,7 +33,7 @@ from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-LEAD_POLL_S: Final = 0.5
+LEAD_POLL_S: Final = 0.1
 CLOSE_S: Final = 2.0
 CONDITION: Final = "records"
 
@@ -100,15 +102,14 @@ class Leader:
             except* asyncpg.PostgresError as group:
                 log.error("term_failed", error=type(_first(group)).__name__)  # its text may hold a row's values
             self._readiness.unmet(CONDITION, "no connection to the tables")
+            self.ledger.rebuilt(Board())  # what another one leads on to is in the tables
 
     @asynccontextmanager
     async def term(self) -> AsyncIterator[Term]:
         """The lock, the board, and the parts, not yet running. Raises Unavailable."""
         async with self._connection() as connection:
             writer = Writer(connection)
-            while not await writer.try_lead():
-                self._readiness.unmet(CONDITION, "another ledger takes in the log")
-                await asyncio.sleep(LEAD_POLL_S)
+            await self._take_lead(writer)
             async with writer.transaction():
                 await writer.prepare_days(DAYS_AHEAD)
                 board = await writer.load()
@@ -116,6 +117,15 @@ class Leader:
             self._readiness.met(CONDITION)
             log.info("term_began", open=sum(1 for _ in board.all_open()))
             yield Term(self, writer)
+
+    async def _take_lead(self, writer: Writer) -> None:
+        """One that waits for it is ready: to be so only as the leader would mean that none could be replaced before it has gone."""
+        if await writer.try_lead():
+            return
+        self._readiness.met(CONDITION)
+        log.info("ledger_stands_by")
+        while not await writer.try_lead():  # noqa: ASYNC110  # nobody tells us
+            await asyncio.sleep(LEAD_POLL_S)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from heliograph.core.errors import NotFound
 from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed, Unsubscribed
@@ -16,6 +17,9 @@ from heliograph.services.ledger.propagation import Propagation
 from heliograph.services.ledger.report import Report
 from heliograph.services.ledger.waiting import WaitingRoom
 from heliograph.telemetry.metrics import Metrics
+
+LOOK_S: Final = 0.25
+"""Between two looks at the tables for a version that this ledger does not follow."""
 
 
 class Ledger:
@@ -57,10 +61,14 @@ class Ledger:
                 self._metrics.propagation_waiters.set(len(self._room) - 1)
 
     async def _answer(self, address: Address, number: int, answer: asyncio.Future[Report]) -> Report:
-        if propagation := self.board.open_propagation(address, number):
-            self._tell(propagation)
-        elif (stored := await self._tables.version(address, number)) and stored.report:
-            return stored.report
+        """The board's, or, where another ledger leads, the tables' once it has closed it."""
+        while not answer.done():
+            if propagation := self.board.open_propagation(address, number):
+                self._tell(propagation)
+                break
+            if (stored := await self._tables.version(address, number)) and stored.report:
+                return stored.report
+            await asyncio.wait({answer}, timeout=LOOK_S)
         return await answer
 
     async def _known(self, address: Address, number: int) -> Report | None:

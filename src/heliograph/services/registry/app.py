@@ -16,6 +16,7 @@ from heliograph.eventlog.wake import Bell
 from heliograph.keys.local import LocalKeys
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http import make_app, serve_http
+from heliograph.runtime.leaving import Leave
 from heliograph.runtime.postgres import Pool, open_pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.api.context import Context
@@ -199,7 +200,9 @@ async def _answer(app: FastAPI, settings: RegistrySettings, readiness: Readiness
         settings.registry_port,
         stop=stop,
         on_started=lambda: readiness.met("http"),
-        drain_s=settings.drain_s,
+        leave=Leave.of(settings, readiness),
+        name="registry",
+        reuse_port=settings.reuse_port,
     )
 
 

@@ -16,6 +16,7 @@ from heliograph.eventlog.kafka import KafkaProducer, KafkaReader, Options, creat
 from heliograph.eventlog.ports import Stream
 from heliograph.eventlog.wake import EVENT_CHANNEL
 from heliograph.runtime.http import make_app, serve_http
+from heliograph.runtime.leaving import Leave
 from heliograph.runtime.postgres import Connection, listen, translating
 from heliograph.runtime.retry import until_available
 from heliograph.services.relay.copy import Copier
@@ -47,7 +48,17 @@ async def serve(settings: RelaySettings, *, ready: asyncio.Event, stop: asyncio.
     metrics, readiness = Metrics(), Readiness("kafka", "database")
     app = make_app("relay", metrics=metrics, readiness=readiness)
     async with asyncio.TaskGroup() as group:
-        group.create_task(serve_http(app, settings.listen_host, settings.relay_port, stop=stop, drain_s=settings.drain_s))
+        group.create_task(
+            serve_http(
+                app,
+                settings.listen_host,
+                settings.relay_port,
+                stop=stop,
+                leave=Leave.of(settings, readiness),
+                name="relay",
+                reuse_port=settings.reuse_port,
+            )
+        )
         group.create_task(loop_lag.run(metrics, stop))
         relaying = group.create_task(_relay(settings, metrics, readiness, ready))
         await _until(stop, relaying)
@@ -89,14 +100,17 @@ async def _relay(settings: RelaySettings, metrics: Metrics, readiness: Readiness
             kept = await checkpoints.load()
             start = await shared(connection, {shard: max(place, kept.get(shard, (0, 0))) for shard, place in places.items()})
             log.info("relay_resumes", positions=sum(position for _, position in start.values()))
-            await _copy(
-                Copier(connection, producer, topic, start, settings, metrics),
-                connection,
-                checkpoints,
-                settings,
-                metrics,
-                readiness,
-            )
+            try:
+                await _copy(
+                    Copier(connection, producer, topic, start, settings, metrics),
+                    connection,
+                    checkpoints,
+                    settings,
+                    metrics,
+                    readiness,
+                )
+            finally:
+                await producer.close()  # while it still leads: the next one begins after what Kafka has by then
     finally:
         metrics.relay_leading.set(0)
         await producer.close()

@@ -84,7 +84,7 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, admissio
         metrics.bundle_answers.labels("bundle" if have is None else "poll" if wait else "frame").inc()
         if have is None:
             return _bundle(found, wanted, request.headers.get("if-none-match", ""))
-        return await _frame(found, wanted, _cursor(have), wait)
+        return await _frame(found, wanted, _cursor(have), 0 if hub.draining else wait)
 
     @router.post("/v1/receipts")
     async def receipts(request: Request) -> Response:

@@ -1,7 +1,7 @@
 """The wiring of one sync node.
 
-Start: HTTP (alive, not ready), log and registry, content of every environment, stream, ready. Stop: not ready, listener closed, clients asked
-to go elsewhere, last receipts appended.
+Start: HTTP (alive, not ready), log and registry, content of every environment, stream, ready. Stop: not ready, listener closed, clients sent
+elsewhere (`drain`), last receipts appended; HTTP is served until the stream has nobody left.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from heliograph.eventlog.open import open_log
 from heliograph.eventlog.ports import Log, Record
 from heliograph.eventlog.ports import Stream as LogStream
 from heliograph.runtime.http import make_app, serve_http
+from heliograph.runtime.leaving import Leave
 from heliograph.runtime.postgres import Pool, open_pool
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.api import make_router
+from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.follow import Follower
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
@@ -34,8 +36,6 @@ from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
-
-MAX_DRAIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +70,23 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     node = await _open(settings)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
     app.include_router(make_router(node.hub, node.outbox, node.introspector, node.admission, node.metrics))
-    http_stop = asyncio.Event()
+    drained = asyncio.Event()
+    leave = Leave.of(settings, node.readiness, meanwhile=drained.wait)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(
-                serve_http(app, settings.listen_host, settings.sync_http_port, stop=http_stop, drain_s=settings.drain_s)
+                serve_http(
+                    app,
+                    settings.listen_host,
+                    settings.sync_http_port,
+                    stop=stop,
+                    leave=leave,
+                    name="sync-http",
+                    reuse_port=settings.reuse_port,
+                )
             )
-            await _work_until(node, ready, stop)
-            http_stop.set()
+            await _work_until(node, ready, stop, leave)
+            drained.set()
     finally:
         await node.close()
 
@@ -145,7 +154,7 @@ class _Letters:
             log.error("dead_letter_not_stored", error=error.code, letters=letters)
 
 
-async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event) -> None:
+async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event, leave: Leave) -> None:
     loading = asyncio.create_task(node.follower.load())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -174,10 +183,20 @@ async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event) -> 
             )
             tasks = [group.create_task(each) for each in long_lived]
             await stop.wait()
-            node.readiness.unmet("drain", "stopping")
+            await leave.turn_away()
             server.close()
-            await node.hub.drain(min(node.settings.drain_s, MAX_DRAIN_S))
+            await _drain(node)
             for task in tasks:
                 task.cancel()
     finally:
         await node.outbox.flush(node.settings.drain_s)
+
+
+async def _drain(node: Node) -> None:
+    settings = node.settings
+    await Drain(
+        node.hub, per_s=settings.drain_clients_per_s, within_s=settings.drain_s, opening=lambda: node.stream.greeting
+    ).run()
+    await node.stream.farewell()
+    await node.hub.end()
+    await node.outbox.flush(settings.drain_s)

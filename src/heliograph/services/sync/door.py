@@ -50,10 +50,14 @@ arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
 
 
 class Door(socket.socket):
-    """Listens. When too many have come and not asked for the stream yet, the one that has waited longest must go: honest ones take a round trip."""
+    """Takes the place of a listening socket.
 
-    def __init__(self, family: int, admission: Admission, metrics: Metrics, *, max_opening: int) -> None:
-        super().__init__(family)
+    When too many have come and not asked for the stream yet, the one that has waited longest must go: honest ones take a round trip.
+    """
+
+    def __init__(self, listening: socket.socket, admission: Admission, metrics: Metrics, *, max_opening: int) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
+        self.setblocking(False)
         self._admission = admission
         self._refused = metrics.connections_refused
         self._max_opening = max_opening

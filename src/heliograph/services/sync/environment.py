@@ -47,6 +47,7 @@ class Environment:
         self._since_sweep = 0
         self._moved = asyncio.Event()
         self.closed = False
+        self.released = False
         self.head: Head
         self.cursor: Cursor
         self._signed_head: Signed
@@ -128,11 +129,16 @@ class Environment:
     # --- reading ---
 
     async def moved_from(self, cursor: Cursor) -> None:
-        """Until the head is another one. Raises NotFound when the environment is deleted meanwhile."""
-        while self.cursor == cursor:
+        """Until the head is another one, or nobody is held any more. Raises NotFound when the environment is deleted meanwhile."""
+        while self.cursor == cursor and not self.released:
             if self.closed:
                 raise NotFound(f"the environment {self.namespace}/{self.environment} was deleted")
             await self._moved.wait()
+
+    def release(self) -> None:
+        """Those who wait for the next version wait no longer, nor do others: the node goes away."""
+        self.released = True
+        self._moved.set()
 
     def close(self) -> None:
         """It is gone: nobody need wait for its next version."""

@@ -104,6 +104,11 @@ class Connection:
     acknowledged: int = -1
     ack_due: bool = False
 
+    @property
+    def unanswered(self) -> bool:
+        """An acknowledgement is due: a receipt has come that is not durable, or of which the client was not told."""
+        return self.unacknowledged > self.acknowledged or self.ack_due
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -317,6 +322,13 @@ class Hub:
         for connection in list(self._connections.values()):
             if connection.session.principal.id in gone:
                 self.close(connection, problems.REVOKED, "the token was revoked")
+
+    def connections(self) -> list[Connection]:
+        """In the order in which they came."""
+        return list(self._connections.values())
+
+    def __contains__(self, connection: Connection) -> bool:
+        return connection.session in self._connections
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -675,28 +687,24 @@ class Hub:
         issued = min((to_us(room.environment.head.issued_at) for room in self._rooms.values()), default=at_us)
         self._metrics.synced_head_age_seconds.set((at_us - issued) / 1e6)
 
-    async def drain(self, within_s: float) -> None:
-        """Asks everybody to connect elsewhere, spread over `within_s` seconds, then closes who is left."""
+    def leave(self) -> None:
+        """This node goes away: nobody is let in any more, and nobody who polls is held. See `drain`."""
         self.draining = True
-        told = _encode(frames.Drain(within_s=within_s))
-        for connection in list(self._connections.values()):
-            if not connection.paused_us:
-                connection.pipe.send(told)
-        deadline = asyncio.get_running_loop().time() + within_s
-        while self._connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        for index, connection in enumerate(list(self._connections.values())):
-            self.close(connection, problems.DRAIN, "the node is going away")
-            if index % SLICE == SLICE - 1:
-                await asyncio.sleep(0)
+        for room in self._rooms.values():
+            room.environment.release()
+
+    async def end(self) -> None:
+        """After everybody has gone."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._alive(leaving=True)
 
     def admit(self) -> None:
-        """Raises Overloaded when no more connections are taken."""
-        if self.draining or len(self._connections) >= self._settings.max_connections:
+        """Raises NotReady, or Overloaded, when no more connections are taken."""
+        if self.draining:
+            raise NotReady("this node is going away", retry_after=1)
+        if len(self._connections) >= self._settings.max_connections:
             raise Overloaded("this node takes no more connections now", retry_after=5)
 
     def _spawn(self, work: object) -> asyncio.Task[None]:

@@ -33,6 +33,7 @@ class Outbox:
         self._metrics = metrics
         self._waiting: list[tuple[NewRecord, Durable | None]] = []
         self._work = asyncio.Event()
+        self._appending = asyncio.Lock()  # one batch after the other, whoever asks
 
     @property
     def waiting(self) -> int:
@@ -57,7 +58,7 @@ class Outbox:
             await self._drain()
 
     async def flush(self, within_s: float) -> None:
-        """The last appends of a stopping node."""
+        """Returns when nothing waits. The last appends of a stopping node: what `run` has begun is finished first, so nothing is appended twice."""
         try:
             async with asyncio.timeout(within_s):
                 await self._drain()
@@ -65,26 +66,34 @@ class Outbox:
             log.warning("receipts_left_behind", count=len(self._waiting))  # never acknowledged: their clients send them again
 
     async def _drain(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-            await self._append(batch)
-            self._metrics.receipts_waiting.set(len(self._waiting))
+        async with self._appending:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+                await self._append(batch)
+                self._metrics.receipts_waiting.set(len(self._waiting))
 
     async def _append(self, batch: list[tuple[NewRecord, Durable | None]]) -> None:
-        attempt = 0
         started = now_us()
-        while True:
-            try:
-                await self._appender.append([record for record, _ in batch])
-                break
-            except HeliographError as error:
-                log.warning("receipts_not_appended", error=error.code, attempt=attempt, waiting=len(self._waiting) + len(batch))
-                await asyncio.sleep(delay(attempt, cap_s=2.0))
-                attempt += 1
-            except asyncio.CancelledError:
-                self._waiting = batch + self._waiting
-                raise
+        try:
+            await self._until_appended([record for record, _ in batch])
+        except asyncio.CancelledError:
+            self._waiting = batch + self._waiting
+            raise
         self._metrics.log_append_seconds.labels("receipts").observe((now_us() - started) / 1e6)
         for _, durable in batch:
             if durable:
                 durable()
+
+    async def _until_appended(self, records: list[NewRecord]) -> None:
+        attempt = 0
+        while True:
+            try:
+                await self._appender.append(records)
+            except HeliographError as error:
+                log.warning(
+                    "receipts_not_appended", error=error.code, attempt=attempt, waiting=len(self._waiting) + len(records)
+                )
+                await asyncio.sleep(delay(attempt, cap_s=2.0))
+                attempt += 1
+            else:
+                return

@@ -34,6 +34,12 @@ class SyncSettings(LogSettings):
         8 * 1024, ge=1, description="bytes a second at which a full connection must at least drain, on top of `stall_s`"
     )
 
+    # half of what one worker takes in with TLS; a node with more clients than that times `drain_s` is quicker
+    drain_clients_per_s: float = Field(
+        1000.0,
+        gt=0,
+        description="clients a second whom a stopping node sends elsewhere; more if `drain_s` is too short for that",
+    )
     max_connections: int = Field(50_000, ge=1, description="connections of this node; more are told to try again later")
     max_connections_per_token: int = Field(
         20_000, ge=0, description="connections of one token on this node, so that one fleet leaves room for others; 0: no limit"

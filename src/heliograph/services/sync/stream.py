@@ -32,10 +32,11 @@ from picows import (
 
 from heliograph.access.permissions import Action, allow, permits
 from heliograph.access.principal import Authenticator
-from heliograph.core.errors import HeliographError, InvalidRequest, Overloaded, Throttled, Unauthenticated
+from heliograph.core.errors import HeliographError, Overloaded, Throttled, Unauthenticated
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
 from heliograph.runtime.clock import moment_us, now_us
+from heliograph.runtime.listening import listening
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.door import Arrival, Door, arrival
 from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, whole
@@ -69,7 +70,8 @@ MAX_WAITING: Final = 1000
 MAX_HELD: Final = 4096
 """Frames that wait for a full socket: the parts of a large snapshot of each subscription, and no more ever come."""
 CLOSE_S: Final = 2.0
-"""Seconds for a client to answer our close, and to take what is before it."""
+"""Seconds for a client to answer our close, and to take what is before it: a socket closed on what it still sends is reset, and it may never
+read why."""
 MAX_REASON: Final = 120
 RECHECK_S: Final = 30.0
 HANDSHAKE_S: Final = 5
@@ -97,8 +99,8 @@ class Stream:
 
     async def serve(self, host: str, port: int) -> asyncio.base_events.Server:
         """Starts listening. Raises InvalidRequest when it cannot."""
-        self._door = Door(_family(host), self._admission, self._metrics, max_opening=self.settings.max_opening)
-        _listen(self._door, host, port)
+        taken = listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare)
+        self._door = Door(taken, self._admission, self._metrics, max_opening=self.settings.max_opening)
         return await ws_create_server(
             self._listener,
             sock=self._door,
@@ -155,16 +157,25 @@ class Stream:
         session.principal = principal
         self._tokens[connection] = text
 
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    @property
+    def greeting(self) -> int:
+        """Connections whose token is being checked."""
+        return self._greeting
+
+    async def farewell(self) -> None:
+        """Until those who were told that it is over have heard it; who takes long is cut off."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 while self.ending:  # noqa: ASYNC110  # each ends by itself, or by its timer
                     await asyncio.sleep(0.01)
         for listener in list(self.ending):
             listener.abort()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.farewell()
 
     @property
     def opening(self) -> int:
@@ -509,23 +520,12 @@ def _first_scope(scopes: tuple[Any, ...]) -> tuple[str, str]:
     return (scopes[0].namespace, scopes[0].environment) if scopes else ("", "")
 
 
-def _family(host: str) -> int:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _listen(listening: socket.socket, host: str, port: int) -> None:
-    """Raises InvalidRequest, and has closed it then."""
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what is accepted
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+def _prepare(door: socket.socket) -> None:
+    """What is accepted inherits it."""
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     if hasattr(socket, "TCP_CONGESTION"):
         with suppress(OSError):  # where it is not there, or not for us, the system's default will do
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
+            door.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; is another one running?") from None
-    listening.setblocking(False)
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
