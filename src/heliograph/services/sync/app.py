@@ -27,7 +27,10 @@ from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.registry import Registry
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.shortcut import Shortcut
+from heliograph.services.sync.sse import Events
 from heliograph.services.sync.stream import Stream
+from heliograph.services.sync.tickets import Tickets
 from heliograph.telemetry import loop_lag
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
@@ -51,6 +54,8 @@ class Node:
     outbox: Outbox
     hub: Hub
     stream: Stream
+    sse: Events
+    tickets: Tickets
     follower: Follower
 
     async def close(self) -> None:
@@ -67,12 +72,13 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     """Opens everything, sets `ready` when it can serve, returns after a drain once `stop` is set, raises when it cannot go on."""
     node = await _open(settings)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
-    app.include_router(make_router(node.hub, node.outbox, node.introspector, node.metrics))
+    app.include_router(make_router(node.hub, node.outbox, node.introspector, node.metrics, node.sse, node.tickets))
+    front = Shortcut(app, node.hub, node.introspector, node.metrics)
     http_stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(
-                serve_http(app, settings.listen_host, settings.sync_http_port, stop=http_stop, drain_s=settings.drain_s)
+                serve_http(front, settings.listen_host, settings.sync_http_port, stop=http_stop, drain_s=settings.drain_s)
             )
             await _work_until(node, ready, stop)
             http_stop.set()
@@ -95,7 +101,8 @@ async def _open(settings: SyncSettings) -> Node:
         introspector.forget(tokens)
         hub.revoked(tokens)
 
-    stream = Stream(hub, introspector, settings)
+    tickets = Tickets(token)
+    stream = Stream(hub, introspector, settings, tickets)
     hub.check_renewal = stream.renew
     reader = events.reader(LogStream.VERSIONS)
     return Node(
@@ -109,6 +116,8 @@ async def _open(settings: SyncSettings) -> Node:
         outbox=outbox,
         hub=hub,
         stream=stream,
+        sse=Events(hub, stream, settings),
+        tickets=tickets,
         follower=Follower(reader, registry, hub, settings, metrics, letters=_Letters(letters, metrics), revoked=revoked),
     )
 
@@ -166,6 +175,7 @@ async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event) -> 
                 node.hub.run(),
                 node.outbox.run(),
                 node.stream.recheck(),
+                node.sse.run(),
                 loop_lag.run(node.metrics, stop),
             )
             tasks = [group.create_task(each) for each in long_lived]

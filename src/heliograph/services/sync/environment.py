@@ -6,11 +6,10 @@ memory. Frames are functions of (subscription id, view, from, head): made once, 
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,15 +17,28 @@ from heliograph.core import delta, frames, history, proof, trie
 from heliograph.core.delta import Entry
 from heliograph.core.digest import Digest, spell, unspell
 from heliograph.core.errors import Corrupt, NotFound
-from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, SnapshotFrame
+from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, SnapshotFrame, StateFrame
 from heliograph.core.names import View
 from heliograph.core.records import Cursor, Head, Signed, Version
 
 SWEEP_EVERY: Final = 256
 SNAPSHOT_SHARE: Final = 0.5
 """A delta that touches more than this share of a view is compared with the snapshot; the smaller one is sent."""
+MAX_DIGESTS: Final = 4096
+SHARED: Final = 0
+"""The subscription that frames are made for; another one's differ by its number."""
+_SHARED: Final = b'"subscription":%d' % SHARED
 
 _encode = msgspec.json.Encoder().encode
+
+
+class Key(NamedTuple):
+    """What a frame is a function of, at one head. ``whole``: a snapshot, whatever `have` is."""
+
+    subscription: int
+    view: View
+    have: Cursor | None
+    whole: bool = False
 
 
 class Environment:
@@ -41,11 +53,11 @@ class Environment:
         self._past: OrderedDict[int, tuple[Cursor, trie.Node]] = OrderedDict()
         self._entries: dict[bytes, Entry] = {}
         self._history = history.History()
-        self._frames: dict[tuple[int, View, Cursor | None], list[bytes]] = {}
+        self._frames: OrderedDict[Key, list[bytes]] = OrderedDict()
+        self._digests: dict[View, Digest] = {}
         self._frame_bytes = 0
         self._frame_limit = frame_cache_bytes
         self._since_sweep = 0
-        self._moved = asyncio.Event()
         self.closed = False
         self.head: Head
         self.cursor: Cursor
@@ -93,9 +105,8 @@ class Environment:
         self.head, self.cursor, self._root = head, head.cursor, root
         self._signed_head, self._signed_version = signed_head, signed_version
         self._remember(head.cursor, root)
+        self._digests.clear()
         self._forget_frames()
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
 
     def _remember(self, cursor: Cursor, root: trie.Node) -> None:
         self._past[cursor.number] = (cursor, root)
@@ -127,17 +138,9 @@ class Environment:
 
     # --- reading ---
 
-    async def moved_from(self, cursor: Cursor) -> None:
-        """Until the head is another one. Raises NotFound when the environment is deleted meanwhile."""
-        while self.cursor == cursor:
-            if self.closed:
-                raise NotFound(f"the environment {self.namespace}/{self.environment} was deleted")
-            await self._moved.wait()
-
     def close(self) -> None:
         """It is gone: nobody need wait for its next version."""
         self.closed = True
-        self._moved.set()
 
     def knows(self, cursor: Cursor) -> bool:
         """Whether it is in this environment's history up to the head."""
@@ -152,7 +155,12 @@ class Environment:
             raise NotFound("an entry that is kept no longer") from None
 
     def view_digest(self, view: View) -> Digest:
-        return proof.view_digest(self._root, view)
+        """Made once for each head: every heartbeat and every conditional request asks."""
+        if (found := self._digests.get(view)) is None:
+            if len(self._digests) >= MAX_DIGESTS:
+                self._digests.clear()
+            found = self._digests[view] = proof.view_digest(self._root, view)
+        return found
 
     @property
     def signed_head(self) -> Signed:
@@ -168,19 +176,33 @@ class Environment:
 
     def frames(self, subscription: int, view: View, have: Cursor | None) -> list[bytes]:
         """What brings a reader of `view` from `have` (None: from nothing, or it asks for all) to the head: one frame, or its parts in order."""
-        key = (subscription, view, have)
-        found = self._frames.get(key)
-        if found is None:
-            found = _parts(self._frame(subscription, view, have))
-            size = sum(map(len, found))
-            if self._frame_bytes + size <= self._frame_limit:
-                self._frames[key] = found
-                self._frame_bytes += size
-        return found
+        return self._made(Key(subscription, view, have), self._frame)
 
     def snapshot(self, subscription: int, view: View, have: Cursor | None) -> list[bytes]:
         """Everything, for a reader whose state is in doubt; with the path from `have` where it is known."""
-        return _parts(self._snapshot(subscription, view, have))
+        return self._made(Key(subscription, view, have, whole=True), self._snapshot)
+
+    def _made(self, key: Key, make: Callable[[int, View, Cursor | None], StateFrame]) -> list[bytes]:
+        """Made once for all subscriptions, whatever their clients call them; kept until the head moves or others need the room."""
+        if (found := self._frames.get(key)) is not None:
+            return found
+        if key.subscription == SHARED:
+            made = _parts(make(SHARED, key.view, key.have))
+        else:
+            shared = self._made(key._replace(subscription=SHARED), make)
+            made = [part.replace(_SHARED, b'"subscription":%d' % key.subscription, 1) for part in shared]
+        self._keep(key, made)
+        return made
+
+    def _keep(self, key: Key, made: list[bytes]) -> None:
+        size = sum(map(len, made))
+        if size > self._frame_limit:
+            return
+        self._frames[key] = made
+        self._frame_bytes += size
+        while self._frame_bytes > self._frame_limit:
+            _, oldest = self._frames.popitem(last=False)
+            self._frame_bytes -= sum(map(len, oldest))
 
     def pushed_again(self, subscription: int, view: View, have: Cursor | None, trace: str | None) -> list[bytes]:
         """Everything, for a reader that refused it before: it is to answer at once, under this trace."""
@@ -205,10 +227,14 @@ class Environment:
             answer=self.answer,
             trace=self.trace,
         )
-        if len(changed) <= 1 or len(changed) < SNAPSHOT_SHARE * sum(1 for _ in proof.visible(self._root, view)):
+        if len(changed) <= 1 or self._is_larger(view, len(changed) / SNAPSHOT_SHARE):
             return frame
         whole = self._snapshot(subscription, view, have)
         return whole if len(_encode(whole)) < len(_encode(frame)) else frame
+
+    def _is_larger(self, view: View, than: float) -> bool:
+        """Without counting more configs than it takes to know: a view may hold many."""
+        return any(index >= than for index, _ in enumerate(proof.visible(self._root, view)))
 
     def _snapshot(self, subscription: int, view: View, have: Cursor | None) -> SnapshotFrame:
         visible = sorted(proof.visible(self._root, view))

@@ -4,8 +4,8 @@ Subscriptions with equal view and id form a group and share frames. The fan-out 
 once, before anything else that waits for the loop; in between, receipts and new connections are served. When the head moves on during a walk, those
 not yet reached are brought straight to the newest.
 
-A connection whose socket is full leaves the walk. When it drains, it gets one frame from where it was to the head. If it does not drain in time,
-it is closed: slow clients cost themselves, not others.
+A connection whose socket is full leaves the walk, and so does one that is being sent a large frame in parts. When it is through, it gets one frame
+from where it was to the head. If it does not drain in time, it is closed: slow clients cost themselves, not others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from random import random
 from typing import Final, Protocol, get_args
 
@@ -29,6 +30,7 @@ from heliograph.core.times import to_us
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.session import (
     Answered,
@@ -43,6 +45,8 @@ from heliograph.services.sync.session import (
     Subscriber,
 )
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.transfers import Transfer, Transfers, is_large
+from heliograph.services.sync.turns import Turns
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -57,6 +61,9 @@ ALIVE_S: Final = 2.0
 TICK_S: Final = 0.5
 FIND_S: Final = 5.0
 MAX_OWNERS: Final = 200_000
+MAX_EARLY: Final = 2
+MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
+"""Messages of one connection, and bytes of all, that wait until somebody hears the hello in them."""
 _encode = msgspec.json.Encoder().encode
 Group = tuple[View, int]
 
@@ -76,6 +83,9 @@ class Connection:
     session: Session
     pipe: Pipe
     paused_us: int = 0
+    held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
+    transfer: Transfer | None = None
+    early: list[bytes] | None = None  # what it has said and nobody has heard yet
     unacknowledged: int = -1
     acknowledged: int = -1
     ack_due: bool = False
@@ -118,6 +128,11 @@ class Hub:
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
         self._awaited: dict[tuple[str, str], list[Arrival]] = {}
         self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | NotFound]]] = {}
+        self._walks = 0  # that go on in the background
+        self._polls = Polls(metrics, self._is_fanning)
+        self._turns = Turns(self._is_fanning)
+        self._transfers = Transfers(self._turns, settings.transfer_bytes, metrics, self._free)
+        self._early_bytes = 0
         self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -158,10 +173,9 @@ class Hub:
     def add_environment(self, environment: Environment) -> None:
         """Those who asked for it before it was known are served now."""
         key = (environment.namespace, environment.environment)
-        room = self._rooms[key] = Room(environment)
+        self._rooms[key] = Room(environment)
         for arrival in self._awaited.pop(key, ()):
-            if arrival.connection.session in self._connections:
-                self._join(room, arrival)
+            self._turns.later(partial(self._place, arrival))
         self._tell_seekers(key, environment)
         self._count()
 
@@ -191,6 +205,7 @@ class Hub:
                 connection.pipe.send(_encode(told))
                 self._report_left(subscriber, "environment deleted")
         room.environment.close()
+        self._wake(room.environment)
         self._count()
 
     def moved(self, environment: Environment, logged_us: int) -> None:
@@ -198,11 +213,23 @@ class Hub:
         room = self._rooms[environment.namespace, environment.environment]
         room.logged_us = logged_us
         room.moved = True
+        self._wake(environment)
         if room.fanning is not None:
             return
         room.fanning = self._fan_out(room)
         if self._has_more(room, room.fanning):
             self._spawn(self._go_on(room, room.fanning))
+
+    def _wake(self, environment: Environment) -> None:
+        if self._polls.awaits(environment):
+            self._spawn(self._polls.wake(environment))
+
+    async def hold(self, environment: Environment, have: Cursor, wait_s: float, gone: Gone) -> None:
+        """A request's wait for the version after `have`; it counts as a connection. Raises Overloaded; NotFound when the environment is deleted
+        meanwhile."""
+        if environment.cursor == have:
+            self.admit()
+        await self._polls.hold(environment, have, wait_s, gone)
 
     def renewed(self, environment: Environment) -> None:
         """The head was signed again: spread it over a minute."""
@@ -235,11 +262,17 @@ class Hub:
         self._metrics.connections.set(len(self._connections))
         return connection
 
+    def begin(self, connection: Connection, opened: Opened) -> None:
+        """A session that is open already has its place: as after a hello that came as a frame."""
+        self._turns.do(lambda: self._do(connection, opened) if connection.session in self._connections else None)
+
     def disconnect(self, connection: Connection, reason: str) -> None:
         session = connection.session
         if self._connections.pop(session, None) is None:
             return
         self._metrics.connections.set(len(self._connections))
+        self._transfers.ended(connection)
+        self._unheard(connection)
         if self._instances.get(session.instance) is connection:
             del self._instances[session.instance]
         for subscriber in session.subscribers.values():
@@ -252,8 +285,33 @@ class Hub:
         self.disconnect(connection, reason)
 
     def take(self, connection: Connection, text: bytes) -> None:
-        """A text message has come."""
+        """A text message has come. The first, which costs most to answer and comes from thousands at once, is heard in its turn."""
         self._frames_received.inc()
+        if connection.session.instance:
+            self._hear(connection, text)
+            return
+        self._early_bytes += len(text)
+        if connection.early is None:
+            connection.early = [text]
+            self._turns.do(partial(self._begin_to_hear, connection))
+        elif len(connection.early) < MAX_EARLY:
+            connection.early.append(text)
+        else:
+            self.close(connection, problems.PROTOCOL, "too much before the welcome")
+        if self._early_bytes > MAX_EARLY_BYTES:
+            self.close(connection, problems.OVERLOADED, "too many begin at once")
+
+    def _begin_to_hear(self, connection: Connection) -> None:
+        for text in self._unheard(connection):
+            if connection.session in self._connections:
+                self._hear(connection, text)
+
+    def _unheard(self, connection: Connection) -> list[bytes]:
+        early, connection.early = connection.early or [], None
+        self._early_bytes -= sum(map(len, early))
+        return early
+
+    def _hear(self, connection: Connection, text: bytes) -> None:
         for effect in connection.session.take(text, now_us()):
             if connection.session not in self._connections:
                 return
@@ -261,12 +319,24 @@ class Hub:
 
     def paused(self, connection: Connection) -> None:
         connection.paused_us = now_us()
+        connection.held = True
         self._metrics.slow_consumers_entered.inc()
 
     def resumed(self, connection: Connection) -> None:
         connection.paused_us = 0
+        if connection.transfer is not None:
+            self._transfers.resumed(connection)
+        else:
+            self._free(connection)
+
+    def _free(self, connection: Connection) -> None:
+        """All that was sent has been taken: what was left out meanwhile."""
+        connection.held = False
         for subscriber in connection.session.subscribers.values():
-            self._catch_up(connection, subscriber)
+            if (doubted := subscriber.doubted) is not None:
+                self._reset(connection, doubted)
+            else:
+                self._catch_up(connection, subscriber)
 
     def revoked(self, tokens: Iterable[str]) -> None:
         gone = set(tokens)
@@ -287,8 +357,8 @@ class Hub:
                 self.close(connection, code, reason)
             case Answered(receipt, seq):
                 self._store(connection, receipt, seq)
-            case Reset(subscriber, have, cause):
-                self._reset(connection, subscriber, have, cause)
+            case Reset():
+                self._reset(connection, effect)
             case Declared(subscribers):
                 for subscriber in subscribers:
                     if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
@@ -303,13 +373,19 @@ class Hub:
             return
         connection.pipe.send(_encode(self._welcome(connection.session)))
         for subscriber in subscribers:
-            key = (subscriber.namespace, subscriber.environment)
-            if room := self._rooms.get(key):
-                self._join(room, Arrival(connection, subscriber, hello))
-            else:
-                self._awaited.setdefault(key, []).append(Arrival(connection, subscriber, hello))
-                self.look_for(*key)
+            self._place(Arrival(connection, subscriber, hello))
         self._count()
+
+    def _place(self, arrival: Arrival) -> None:
+        """Into its room, or among those who wait for one."""
+        if arrival.connection.session not in self._connections:
+            return
+        key = (arrival.subscriber.namespace, arrival.subscriber.environment)
+        if room := self._rooms.get(key):
+            self._join(room, arrival)
+        else:
+            self._awaited.setdefault(key, []).append(arrival)
+            self.look_for(*key)
 
     def _join(self, room: Room, arrival: Arrival) -> None:
         room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
@@ -328,6 +404,8 @@ class Hub:
         return True
 
     def _owns(self, connection: Connection, hello: frames.Hello) -> bool:
+        if connection.session.anonymous:
+            return True
         _, newest = self._owners.get(hello.instance, ("", -1))
         if not self.may_speak_for(hello.instance, connection.session.principal.id, hello.incarnation):
             self.close(connection, problems.SUPERSEDED, "the instance id is in use")
@@ -372,36 +450,56 @@ class Hub:
 
     def _catch_up(self, connection: Connection, subscriber: Subscriber, *, first: bool = False) -> None:
         room = self.room(subscriber.namespace, subscriber.environment)
-        if room is None or connection.paused_us:
+        subscriber.owed |= first
+        if room is None or connection.held:
             return
         environment, have = room.environment, subscriber.cursor
         if have == environment.cursor:
-            if first:
+            if subscriber.owed:
                 connection.pipe.send(environment.current(subscriber.id))
         elif not _is_ahead(have, environment.cursor):
             self._send_state(connection, subscriber, environment)
+        subscriber.owed = False
 
     def _send_state(self, connection: Connection, subscriber: Subscriber, environment: Environment) -> None:
         parts = environment.frames(subscriber.id, subscriber.view, subscriber.cursor)
         subscriber.cursor = environment.cursor
-        for part in parts:
-            connection.pipe.send(part)
+        self._send(connection, parts)
 
-    def _reset(self, connection: Connection, subscriber: Subscriber, have: Cursor | None, cause: str) -> None:
-        self._metrics.resyncs.labels(cause).inc()
+    def _send(self, connection: Connection, parts: list[bytes]) -> None:
+        if is_large(parts):
+            self._transfer(connection, parts)
+        else:
+            connection.pipe.send(parts[0])
+
+    def _transfer(self, connection: Connection, parts: list[bytes]) -> None:
+        connection.held = True
+        self._transfers.begin(connection, parts)
+
+    def _reset(self, connection: Connection, asked: Reset) -> None:
+        """Once, however often it is asked for while nothing can be sent."""
+        subscriber = asked.subscriber
         room = self.room(subscriber.namespace, subscriber.environment)
-        if room is None:
+        subscriber.doubted = asked if connection.held else None
+        if room is None or connection.held:
             return
+        self._metrics.resyncs.labels(asked.cause).inc()
         subscriber.cursor = room.environment.cursor
-        for part in room.environment.snapshot(subscriber.id, subscriber.view, have):
-            connection.pipe.send(part)
+        self._send(connection, room.environment.snapshot(subscriber.id, subscriber.view, asked.have))
 
     # --- fan-out ---
 
+    def _is_fanning(self) -> bool:
+        return self._walks > 0
+
     async def _go_on(self, room: Room, walk: Iterator[None]) -> None:
-        await asyncio.sleep(0)
-        while self._has_more(room, walk):  # noqa: ASYNC110  # lets others have the loop, waits for nothing
+        self._walks += 1
+        try:
             await asyncio.sleep(0)
+            while self._has_more(room, walk):  # noqa: ASYNC110  # lets others have the loop, waits for nothing
+                await asyncio.sleep(0)
+        finally:
+            self._walks -= 1
 
     def _has_more(self, room: Room, walk: Iterator[None]) -> bool:
         """Sends one slice. A walk that fails is over; the next version begins another."""
@@ -431,8 +529,9 @@ class Hub:
         for (view, number), members in list(room.groups.items()):
             have, target = object(), None
             parts: list[bytes] = []
+            large = False
             for subscriber, connection in list(members.items()):
-                if connection.paused_us or subscriber.cursor is environment.cursor:
+                if connection.held or subscriber.cursor is environment.cursor:
                     continue
                 if subscriber.cursor is not have or target is not environment.cursor:
                     have, target = subscriber.cursor, environment.cursor
@@ -440,9 +539,12 @@ class Hub:
                         have = object()
                         continue
                     parts = environment.frames(number, view, subscriber.cursor)
+                    large = is_large(parts)
                 subscriber.cursor = target
-                for part in parts:
-                    connection.pipe.send(part)
+                if large:
+                    self._transfer(connection, parts)
+                else:
+                    connection.pipe.send(parts[0])
                 sent += 1
                 if sent % SLICE == 0 and now_us() >= until_us:
                     yield
@@ -457,14 +559,13 @@ class Hub:
             if index % PUSH_SLICE == PUSH_SLICE - 1:
                 await asyncio.sleep(0)
             head = room.environment.cursor
-            if subscriber.runs == head or connection.paused_us or connection.session not in self._connections:
+            if subscriber.runs == head or connection.held or connection.session not in self._connections:
                 continue
             key = ((subscriber.view, subscriber.id), subscriber.runs, head)
             if key not in made:
                 made[key] = room.environment.pushed_again(subscriber.id, subscriber.view, subscriber.runs, trace)
             subscriber.cursor = head
-            for part in made[key]:
-                connection.pipe.send(part)
+            self._send(connection, made[key])
             self._metrics.resyncs.labels("replay").inc()
 
     async def _spread_head(self, room: Room) -> None:
@@ -473,11 +574,7 @@ class Hub:
         for index, (subscriber, connection) in enumerate(everybody):
             if room.environment.closed:
                 return
-            if (
-                subscriber.cursor == room.environment.cursor
-                and not connection.paused_us
-                and connection.session in self._connections
-            ):
+            if subscriber.cursor == room.environment.cursor and not connection.held and connection.session in self._connections:
                 connection.pipe.send(room.environment.head_frame(subscriber.id))
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(min(pause, 1.0))
@@ -487,6 +584,8 @@ class Hub:
     def _report_joined(self, subscriber: Subscriber) -> None:
         """Also once more, when what it declares has changed."""
         session = subscriber.session
+        if session.anonymous:
+            return
         declares, subscriber.declares = subscriber.declares, None
         assert session.fingerprint, "nothing is known of a session before its hello"
         self._outbox.put(
@@ -511,6 +610,8 @@ class Hub:
 
     def _report_left(self, subscriber: Subscriber, reason: str) -> None:
         session = subscriber.session
+        if session.anonymous:
+            return
         self._outbox.put(
             Unsubscribed(
                 namespace=subscriber.namespace,
@@ -589,7 +690,7 @@ class Hub:
                     connection.pipe.abort()
             elif session.instance and session.silent(at_us):
                 self.close(connection, problems.UNAVAILABLE, "silent")
-            elif not session.instance and at_us - session.opened_us > self._settings.hello_s * 1e6:
+            elif not session.instance and not connection.early and at_us - session.opened_us > self._settings.hello_s * 1e6:
                 self.close(connection, problems.PROTOCOL, "hello did not come")
         self._metrics.slow_consumers.set(slow)
         issued = min((to_us(room.environment.head.issued_at) for room in self._rooms.values()), default=at_us)
@@ -598,6 +699,7 @@ class Hub:
     async def drain(self, within_s: float) -> None:
         """Asks everybody to connect elsewhere, spread over `within_s` seconds, then closes who is left."""
         self.draining = True
+        self._spawn(self._polls.drain(within_s))
         told = _encode(frames.Drain(within_s=within_s))
         for connection in list(self._connections.values()):
             if not connection.paused_us:
@@ -609,6 +711,7 @@ class Hub:
             self.close(connection, problems.DRAIN, "the node is going away")
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
+        await self._polls.drain(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -616,7 +719,7 @@ class Hub:
 
     def admit(self) -> None:
         """Raises Overloaded when no more connections are taken."""
-        if self.draining or len(self._connections) >= self._settings.max_connections:
+        if self.draining or len(self._connections) + len(self._polls) >= self._settings.max_connections:
             raise Overloaded("this node takes no more connections now", retry_after=5)
 
     def _spawn(self, work: object) -> asyncio.Task[None]:

@@ -12,6 +12,7 @@ import secrets
 import socket
 from contextlib import suppress
 from typing import Any, Final, cast
+from urllib.parse import parse_qs
 
 import msgspec
 import structlog
@@ -37,6 +38,7 @@ from heliograph.runtime.clock import now_us
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.tickets import Tickets
 
 log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
@@ -54,10 +56,11 @@ HANDSHAKE_S: Final = 5
 
 
 class Stream:
-    def __init__(self, hub: Hub, authenticator: Authenticator, settings: SyncSettings) -> None:
+    def __init__(self, hub: Hub, authenticator: Authenticator, settings: SyncSettings, tickets: Tickets) -> None:
         self.hub = hub
         self.settings = settings
         self._authenticator = authenticator
+        self._tickets = tickets
         self._tokens: dict[Connection, str] = {}
         self._greeting = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,7 +133,8 @@ class Stream:
         offered = request.headers.get("Sec-WebSocket-Protocol", "")
         if SUBPROTOCOL not in {each.strip() for each in offered.split(",")}:
             raise InvalidRequest(f"the subprotocol {SUBPROTOCOL} must be offered: Sec-WebSocket-Protocol: {SUBPROTOCOL}")
-        text = _bearer(request)
+        ticket = _ticket(request)
+        text = self._tickets.redeem(ticket, now_us()) if ticket else _bearer(request)
         token.parse(text)
         self.hub.admit()
         if self._greeting >= self.settings.max_handshakes:
@@ -167,8 +171,12 @@ class Stream:
         )
         if listener.open:
             connection = self.hub.connect(session, listener)
-            self._tokens[connection] = text
+            self.watch(connection, text)
             listener.begin(connection)
+
+    def watch(self, connection: Connection, text: str) -> None:
+        """It goes on for as long as this token is valid."""
+        self._tokens[connection] = text
 
     def ended(self, connection: Connection) -> None:
         self._tokens.pop(connection, None)
@@ -277,6 +285,12 @@ def _mend(request: WSUpgradeRequest) -> None:
     """Firefox says ``Connection: keep-alive, Upgrade``, which the library's check would refuse."""
     if "upgrade" in request.headers.get("Connection", "").lower():
         request.headers["Connection"] = "Upgrade"
+
+
+def _ticket(request: WSUpgradeRequest) -> str:
+    """Of ``?ticket=``, for browsers; else empty."""
+    query = request.path.partition(b"?")[2].decode("latin-1")
+    return parse_qs(query).get("ticket", [""])[0]
 
 
 def _bearer(request: WSUpgradeRequest) -> str:

@@ -1,0 +1,181 @@
+"""The short way to a bundle, a head or the next version, in front of the framework.
+
+Pollers ask for the same thing again and again, and mostly it has not changed. When everything the answer needs is in memory (the token was checked
+within the last seconds, the environment is here) it is given from there, with the same replies as the routes in `api` give, for a fraction of their
+cost. For everything else, errors and traced requests included, the routes are the way: nothing is decided here that they would decide otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Protocol
+from urllib.parse import parse_qs
+
+from prometheus_client import Counter, Histogram
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from heliograph.access.permissions import Action, permits
+from heliograph.access.principal import Principal
+from heliograph.core import frames, names
+from heliograph.core.errors import HeliographError
+from heliograph.core.names import View
+from heliograph.core.records import Cursor
+from heliograph.runtime.http_server import connection_of
+from heliograph.services.sync import replies
+from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.hub import Hub
+from heliograph.services.sync.replies import Reply
+from heliograph.telemetry.metrics import Metrics
+
+MAX_WAIT_S: Final = 25.0
+MAX_ASKED: Final = 4096
+"""Addresses whose meaning is remembered."""
+BUNDLES: Final = "/v1/bundles/{namespace}/{environment}"
+NOT_MODIFIED: Final = HTTPStatus.NOT_MODIFIED
+HEADS: Final = "/v1/heads/{namespace}/{environment}"
+_KINDS: Final = {"bundles": BUNDLES, "heads": HEADS}
+
+
+class Knows(Protocol):
+    async def principal(self, token: str) -> Principal: ...
+
+    def known(self, token: str) -> Principal | None:
+        """Without asking anybody; None: it has to be asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an address means. ``have`` None: a bundle, or a head."""
+
+    route: str
+    namespace: str
+    environment: str
+    view: View
+    have: Cursor | None = None
+    wait_s: float = 0.0
+
+
+class Shortcut:
+    def __init__(self, app: ASGIApp, hub: Hub, authenticator: Knows, metrics: Metrics) -> None:
+        self._app = app
+        self._hub = hub
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._asked: dict[tuple[str, bytes], Asked] = {}
+        self._counters: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = None
+        if scope["type"] == "http" and scope["method"] == "GET" and (asked := self._meaning(scope)) is not None:
+            began = time.perf_counter()
+            reply = await self._reply(asked, scope)
+        if reply is None:
+            await self._app(scope, receive, send)
+            return
+        await _send(reply, send, last=self._hub.draining)
+        self._count(asked, reply.status, time.perf_counter() - began)
+
+    def _meaning(self, scope: Scope) -> Asked | None:
+        """None for what is not asked here, or not in good order."""
+        key = (scope["path"], scope["query_string"])
+        asked = self._asked.get(key)
+        if asked is None and (asked := _read(*key)) is not None:
+            if len(self._asked) >= MAX_ASKED:
+                self._asked.clear()
+            self._asked[key] = asked
+        return asked
+
+    async def _reply(self, asked: Asked, scope: Scope) -> Reply | None:
+        headers = dict(scope["headers"])
+        token, environment = _bearer(headers), self._environment(asked)
+        if token is None or environment is None or b"traceparent" in headers:
+            return None
+        principal = self._authenticator.known(token)
+        if principal is None or not permits(principal, Action.HEAD, asked.namespace, asked.environment):
+            return None
+        if asked.route is HEADS:
+            return replies.head(environment)
+        if asked.have is None:
+            return replies.bundle(environment, asked.view, headers.get(b"if-none-match", b"").decode("latin-1"))
+        if asked.wait_s and not await self._held(asked.have, asked.wait_s, environment, scope, token):
+            return None
+        return replies.frame(environment, asked.view, asked.have)
+
+    def _environment(self, asked: Asked) -> Environment | None:
+        room = self._hub.room(asked.namespace, asked.environment) if self._hub.warm else None
+        return room.environment if room else None
+
+    async def _held(self, have: Cursor, wait_s: float, environment: Environment, scope: Scope, token: str) -> bool:
+        """Whether the answer may be given: not when the environment went meanwhile, or the token."""
+        protocol = connection_of(scope)
+        try:
+            await self._hub.hold(environment, have, wait_s, protocol.when_gone)
+            await self._authenticator.principal(token)
+        except HeliographError:
+            return False
+        finally:
+            protocol.when_gone(None)
+        return True
+
+    def _count(self, asked: Asked, status: int, seconds: float) -> None:
+        key = (asked.route, status)
+        if (found := self._counters.get(key)) is None:
+            requests = self._metrics.http_requests.labels("GET", asked.route, str(status))
+            found = self._counters[key] = (requests, self._metrics.http_request_seconds.labels("GET", asked.route))
+        found[0].inc()
+        found[1].observe(seconds)
+        if asked.route is BUNDLES:
+            self._metrics.bundle_answers.labels(kind_of(asked.have, asked.wait_s)).inc()
+
+
+def kind_of(have: Cursor | None, wait_s: float) -> str:
+    """As the metric has it."""
+    return "bundle" if have is None else "poll" if wait_s else "frame"
+
+
+def _read(path: str, query: bytes) -> Asked | None:
+    """What the framework would take from this address; None where it would object."""
+    place = path.split("/")
+    if len(place) != 5 or place[:2] != ["", "v1"] or place[2] not in _KINDS:
+        return None
+    try:
+        asked = parse_qs(
+            query.decode("ascii"), keep_blank_values=True, max_num_fields=2 * frames.MAX_SELECTORS, errors="strict"
+        )
+        [have], [wait] = asked.get("have", [""]), asked.get("wait", ["0"])
+        return Asked(
+            route=_KINDS[place[2]],
+            namespace=names.namespace(place[3]),
+            environment=names.environment(place[4]),
+            view=names.view(asked.get("view", [""])),
+            have=Cursor.parse(have) if "have" in asked else None,
+            wait_s=_seconds(wait),
+        )
+    except (ValueError, HeliographError):
+        return None
+
+
+def _seconds(text: str) -> float:
+    """Raises ValueError for a wait that is none."""
+    if not 0 <= (seconds := float(text)) <= MAX_WAIT_S:
+        raise ValueError
+    return seconds
+
+
+def _bearer(headers: dict[bytes, bytes]) -> str | None:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip().decode("latin-1") if scheme.lower() == b"bearer" and len(token) <= 256 else None
+
+
+async def _send(reply: Reply, send: Send, *, last: bool) -> None:
+    """`last`: the client's next request is for another node."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in reply.headers.items()]
+    if reply.status != NOT_MODIFIED:
+        headers.append((b"content-length", str(len(reply.body)).encode()))
+    if last:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
