@@ -97,7 +97,11 @@ def _add_reading(router: APIRouter, hub: Hub, metrics: Metrics, principal: WhoAs
         if cursor is None:
             return _response(replies.bundle(found, wanted, request.headers.get("if-none-match", "")))
         if wait:
-            await hub.hold(found, cursor, wait, connection_of(request.scope).when_gone)
+            connection = connection_of(request.scope)
+            try:
+                await hub.hold(found, cursor, wait, connection.when_gone)
+            finally:
+                connection.when_gone(None)
         return _response(replies.frame(found, wanted, cursor))
 
 
@@ -159,7 +163,9 @@ def _add_events(router: APIRouter, events: Events, authenticator: Authenticator,
 
 
 def _response(reply: Reply) -> Response:
-    return Response(reply.body, reply.status, reply.headers)
+    response = Response(reply.body, reply.status)
+    response.raw_headers = list(reply.headers)
+    return response
 
 
 def _cursor(text: str) -> Cursor:

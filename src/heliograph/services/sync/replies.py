@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -18,38 +20,54 @@ SUBSCRIPTION: Final = 0
 """Of every frame that is asked for over HTTP: all who ask for the same view share it."""
 
 
+Headers = tuple[tuple[bytes, bytes], ...]
+_JSON: Final = (b"content-type", b"application/json")
+_NO_STORE: Final = (b"cache-control", b"no-store")
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    headers: dict[str, str]
-    body: bytes
-    status: int = 200
+    """Headers as they travel; the length is among them."""
+
+    headers: Headers
+    body: bytes = b""
+    status: int = HTTPStatus.OK
 
 
 def head(environment: Environment) -> Reply:
     """The signed head, as a DSSE envelope."""
-    headers = {"Content-Type": "application/json", "Cache-Control": f"private, max-age={HEAD_AGE_S}"}
-    return Reply(headers, msgspec.json.encode(to_envelope(environment.signed_head, HEAD_TYPE)))
+    age = (b"cache-control", b"private, max-age=%d" % HEAD_AGE_S)
+    return _json(msgspec.json.encode(to_envelope(environment.signed_head, HEAD_TYPE)), age)
 
 
 def bundle(environment: Environment, view: View, known: str) -> Reply:
     """A snapshot of the view, or 304 for who knows its ETag, which stays the same until something in the view changes."""
-    tag = f'"{environment.view_digest(view)}"'
-    headers = {
-        "ETag": tag,
-        "Cache-Control": f"private, max-age={BUNDLE_AGE_S}",
-        "Heliograph-Version": str(environment.head.number),
-    }
-    if known and tag in {each.strip().removeprefix("W/") for each in known.split(",")}:
-        return Reply(headers, b"", 304)
-    return Reply(headers | {"Content-Type": "application/json"}, _whole(environment.frames(SUBSCRIPTION, view, None)))
+    unchanged, tag = _unchanged(environment.view_digest(view), environment.head.number)
+    if known and (known == tag or tag in {each.strip().removeprefix("W/") for each in known.split(",")}):
+        return unchanged
+    return _json(_whole(environment.frames(SUBSCRIPTION, view, None)), *unchanged.headers)
 
 
 def frame(environment: Environment, view: View, have: Cursor) -> Reply:
     """The frame that the stream would send to a client at `have`."""
-    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
     if environment.cursor == have:
-        return Reply(headers, environment.current(SUBSCRIPTION))
-    return Reply(headers, _whole(environment.frames(SUBSCRIPTION, view, have)))
+        return _json(environment.current(SUBSCRIPTION), _NO_STORE)
+    return _json(_whole(environment.frames(SUBSCRIPTION, view, have)), _NO_STORE)
+
+
+@lru_cache(maxsize=4096)
+def _unchanged(view_digest: str, number: int) -> tuple[Reply, str]:
+    tag = f'"{view_digest}"'
+    headers = (
+        (b"etag", tag.encode()),
+        (b"cache-control", b"private, max-age=%d" % BUNDLE_AGE_S),
+        (b"heliograph-version", b"%d" % number),
+    )
+    return Reply(headers, status=HTTPStatus.NOT_MODIFIED), tag
+
+
+def _json(body: bytes, *headers: tuple[bytes, bytes]) -> Reply:
+    return Reply((*headers, _JSON, (b"content-length", b"%d" % len(body))), body)
 
 
 def _whole(parts: list[bytes]) -> bytes:

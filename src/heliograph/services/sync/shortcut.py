@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final, Protocol
 from urllib.parse import parse_qs
 
@@ -33,8 +32,8 @@ MAX_WAIT_S: Final = 25.0
 MAX_ASKED: Final = 4096
 """Addresses whose meaning is remembered."""
 BUNDLES: Final = "/v1/bundles/{namespace}/{environment}"
-NOT_MODIFIED: Final = HTTPStatus.NOT_MODIFIED
 HEADS: Final = "/v1/heads/{namespace}/{environment}"
+Counted = tuple[Counter, Histogram, Counter]
 _KINDS: Final = {"bundles": BUNDLES, "heads": HEADS}
 
 
@@ -65,18 +64,25 @@ class Shortcut:
         self._authenticator = authenticator
         self._metrics = metrics
         self._asked: dict[tuple[str, bytes], Asked] = {}
-        self._counters: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._counters: dict[tuple[str, int, str], Counted] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = None
-        if scope["type"] == "http" and scope["method"] == "GET" and (asked := self._meaning(scope)) is not None:
-            began = time.perf_counter()
-            reply = await self._reply(asked, scope)
-        if reply is None:
+        if not await self._answered(scope, send):
             await self._app(scope, receive, send)
-            return
+
+    async def _answered(self, scope: Scope, send: Send) -> bool:
+        if scope["type"] != "http" or scope["method"] != "GET" or (asked := self._meaning(scope)) is None:
+            return False
+        began = time.perf_counter()
+        try:
+            reply = await self._reply(asked, scope)
+        except HeliographError:  # it is the framework's to say, the same way
+            return False
+        if reply is None:
+            return False
         await _send(reply, send, last=self._hub.draining)
         self._count(asked, reply.status, time.perf_counter() - began)
+        return True
 
     def _meaning(self, scope: Scope) -> Asked | None:
         """None for what is not asked here, or not in good order."""
@@ -100,35 +106,40 @@ class Shortcut:
             return replies.head(environment)
         if asked.have is None:
             return replies.bundle(environment, asked.view, headers.get(b"if-none-match", b"").decode("latin-1"))
-        if asked.wait_s and not await self._held(asked.have, asked.wait_s, environment, scope, token):
-            return None
+        await self._hold(asked, environment, scope, token)
         return replies.frame(environment, asked.view, asked.have)
 
     def _environment(self, asked: Asked) -> Environment | None:
         room = self._hub.room(asked.namespace, asked.environment) if self._hub.warm else None
         return room.environment if room else None
 
-    async def _held(self, have: Cursor, wait_s: float, environment: Environment, scope: Scope, token: str) -> bool:
-        """Whether the answer may be given: not when the environment went meanwhile, or the token."""
+    async def _hold(self, asked: Asked, environment: Environment, scope: Scope, token: str) -> None:
+        """Raises what has become of the environment, or of the token, meanwhile."""
+        if asked.have is None or not asked.wait_s:
+            return
         protocol = connection_of(scope)
         try:
-            await self._hub.hold(environment, have, wait_s, protocol.when_gone)
-            await self._authenticator.principal(token)
-        except HeliographError:
-            return False
+            await self._hub.hold(environment, asked.have, asked.wait_s, protocol.when_gone)
         finally:
             protocol.when_gone(None)
-        return True
+        await self._authenticator.principal(token)
 
     def _count(self, asked: Asked, status: int, seconds: float) -> None:
-        key = (asked.route, status)
-        if (found := self._counters.get(key)) is None:
-            requests = self._metrics.http_requests.labels("GET", asked.route, str(status))
-            found = self._counters[key] = (requests, self._metrics.http_request_seconds.labels("GET", asked.route))
-        found[0].inc()
-        found[1].observe(seconds)
+        key = (asked.route, status, kind_of(asked.have, asked.wait_s))
+        requests, took, answers = self._counters.get(key) or self._counted(*key)
+        requests.inc()
+        took.observe(seconds)
         if asked.route is BUNDLES:
-            self._metrics.bundle_answers.labels(kind_of(asked.have, asked.wait_s)).inc()
+            answers.inc()
+
+    def _counted(self, route: str, status: int, kind: str) -> Counted:
+        metrics = self._metrics
+        found = self._counters[route, status, kind] = (
+            metrics.http_requests.labels("GET", route, str(int(status))),
+            metrics.http_request_seconds.labels("GET", route),
+            metrics.bundle_answers.labels(kind),
+        )
+        return found
 
 
 def kind_of(have: Cursor | None, wait_s: float) -> str:
@@ -172,10 +183,6 @@ def _bearer(headers: dict[bytes, bytes]) -> str | None:
 
 async def _send(reply: Reply, send: Send, *, last: bool) -> None:
     """`last`: the client's next request is for another node."""
-    headers = [(name.lower().encode(), value.encode()) for name, value in reply.headers.items()]
-    if reply.status != NOT_MODIFIED:
-        headers.append((b"content-length", str(len(reply.body)).encode()))
-    if last:
-        headers.append((b"connection", b"close"))
+    headers = [*reply.headers, (b"connection", b"close")] if last else list(reply.headers)
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
