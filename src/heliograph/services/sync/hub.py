@@ -29,7 +29,7 @@ from heliograph.core.records import Cursor
 from heliograph.core.times import to_us
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
-from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.environment import Content, Environment, renumbered
 from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.session import (
@@ -106,6 +106,7 @@ class Room:
 
     environment: Environment
     groups: dict[Group, dict[Subscriber, Connection]] = field(default_factory=dict)
+    gathering: dict[View, dict[Subscriber, Connection]] = field(default_factory=dict)
     moved: bool = False
     logged_us: int = 0
     fanning: Iterator[None] | None = None
@@ -458,13 +459,59 @@ class Hub:
             if subscriber.owed:
                 connection.pipe.send(environment.current(subscriber.id))
         elif not _is_ahead(have, environment.cursor):
-            self._send_state(connection, subscriber, environment)
+            self._send_state(connection, subscriber, room)
         subscriber.owed = False
 
-    def _send_state(self, connection: Connection, subscriber: Subscriber, environment: Environment) -> None:
+    def _send_state(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
+        environment = room.environment
+        if not environment.at_hand(subscriber.view, subscriber.cursor):
+            self._await_content(connection, subscriber, room)
+            return
         parts = environment.frames(subscriber.id, subscriber.view, subscriber.cursor)
         subscriber.cursor = environment.cursor
         self._send(connection, parts)
+
+    def _await_content(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
+        """A large view takes many steps to gather: once for all who want it, in the turns of such work."""
+        connection.held = True
+        if subscriber.view not in room.gathering:
+            room.gathering[subscriber.view] = {}
+            self._turns.later(partial(self._gather, room, subscriber.view, room.environment.gather(subscriber.view)))
+        room.gathering[subscriber.view][subscriber] = connection
+
+    def _gather(self, room: Room, view: View, steps: Generator[None, None, Content]) -> None:
+        try:
+            next(steps)
+        except StopIteration as done:
+            made: dict[tuple[int, Cursor | None], list[bytes]] = {}
+            for subscriber, connection in room.gathering.pop(view).items():
+                self._turns.later(partial(self._hand_out, room, subscriber, connection, done.value, made))
+        except Exception:
+            log.exception("view_not_gathered", namespace=room.environment.namespace, environment=room.environment.environment)
+            for connection in room.gathering.pop(view).values():
+                self.close(connection, problems.UNAVAILABLE, "its view could not be read; connect again")
+        else:
+            self._turns.later(partial(self._gather, room, view, steps))
+
+    def _hand_out(
+        self,
+        room: Room,
+        subscriber: Subscriber,
+        connection: Connection,
+        content: Content,
+        made: dict[tuple[int, Cursor | None], list[bytes]],
+    ) -> None:
+        """Everybody gets what was gathered, though the head may have moved on; from there they go on as ever. ``made``: what they share."""
+        if connection.session not in self._connections or not connection.held or connection.paused_us or connection.transfer:
+            return  # gone; or brought up to date otherwise, when it is free
+        key = (subscriber.id, subscriber.cursor)
+        if key not in made:
+            made[key] = renumbered(room.environment.parts_of(content, subscriber.cursor), subscriber.id)
+        subscriber.cursor = content.cursor
+        connection.held = False
+        self._send(connection, made[key])
+        if not connection.held:
+            self._free(connection)
 
     def _send(self, connection: Connection, parts: list[bytes]) -> None:
         if is_large(parts):
