@@ -23,6 +23,7 @@ from heliograph.services.sync import environment as environments
 from heliograph.services.sync import hub as hubs
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.kept import Kept
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
 from heliograph.telemetry.metrics import Metrics
@@ -200,10 +201,18 @@ async def test_a_large_view_is_gathered_in_steps_once_and_a_version_meanwhile_is
     assert (len(replica.configs), replica.configs["c0007"]) == (3 * environments.STEP, {"n": "changed"})
 
 
-async def test_frames_are_kept_within_their_bound_and_the_newest_stay(authority):
+async def test_frames_are_kept_within_their_bound_and_the_newest_stay():
+    kept: Kept[int, str] = Kept(100)
+    for number in range(20):
+        kept.put(number, "x", 30)
+        assert (kept.get(number), kept.size <= 100) == ("x", True)
+    assert [number for number in range(20) if number in kept] == [17, 18, 19]
+    kept.put(18, "y", 40)
+    kept.put(99, "z", 101)
+    assert (kept.get(18), kept.get(99), kept.size) == ("y", None, 100)
+
+
+async def test_frames_are_made_once_while_the_head_stays(authority):
     environment = Node(authority).environment
-    environment._frame_limit = 5_000
-    for subscription in range(1, 50):
-        made = environment.frames(subscription, ALL, None)
-        assert environment.frames(subscription, ALL, None) is made
-        assert environment._frame_bytes <= 5_000
+    for subscription in (0, 1, 7):
+        assert environment.frames(subscription, ALL, None) is environment.frames(subscription, ALL, None)

@@ -95,13 +95,17 @@ def _add_reading(router: APIRouter, hub: Hub, metrics: Metrics, principal: WhoAs
         cursor = None if have is None else _cursor(have)
         metrics.bundle_answers.labels(kind_of(cursor, wait)).inc()
         if cursor is None:
-            return _response(replies.bundle(found, wanted, request.headers.get("if-none-match", "")))
+            if (reply := replies.unchanged(found, wanted, request.headers.get("if-none-match", ""))) is None:
+                await hub.gathered(found, wanted, None)
+                reply = replies.bundle(found, wanted)
+            return _response(reply)
         if wait:
             connection = connection_of(request.scope)
             try:
                 await hub.hold(found, cursor, wait, connection.when_gone)
             finally:
                 connection.when_gone(None)
+        await hub.gathered(found, wanted, cursor)
         return _response(replies.frame(found, wanted, cursor))
 
 

@@ -20,6 +20,7 @@ from heliograph.core.errors import Corrupt, NotFound
 from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, SnapshotFrame
 from heliograph.core.names import View
 from heliograph.core.records import Cursor, Head, Signed, Version
+from heliograph.services.sync.kept import Kept
 
 SWEEP_EVERY: Final = 256
 SNAPSHOT_SHARE: Final = 0.5
@@ -34,7 +35,6 @@ _encode = msgspec.json.Encoder().encode
 
 STEP: Final = 500
 """Configs that are encoded in about a millisecond."""
-MAX_GATHERED: Final = 64
 
 Whole = SnapshotFrame | DeltaFrame | AdvanceFrame
 T = TypeVar("T")
@@ -69,11 +69,9 @@ class Environment:
         self._past: OrderedDict[int, tuple[Cursor, trie.Node]] = OrderedDict()
         self._entries: dict[bytes, Entry] = {}
         self._history = history.History()
-        self._frames: OrderedDict[Key, list[bytes]] = OrderedDict()
+        self._frames: Kept[Key, list[bytes]] = Kept(frame_cache_bytes)
         self._digests: dict[View, Digest] = {}
-        self._gathered: dict[View, Content] = {}
-        self._frame_bytes = 0
-        self._frame_limit = frame_cache_bytes
+        self._gathered: Kept[View, Content] = Kept(frame_cache_bytes)
         self._since_sweep = 0
         self.closed = False
         self.head: Head
@@ -152,7 +150,6 @@ class Environment:
     def _forget_frames(self) -> None:
         self._gathered.clear()
         self._frames.clear()
-        self._frame_bytes = 0
 
     # --- reading ---
 
@@ -202,7 +199,7 @@ class Environment:
 
     def at_hand(self, view: View, have: Cursor | None) -> bool:
         """Whether `frames` will be quick: a delta, or a snapshot that is small or gathered already. Otherwise `gather` it first."""
-        return self._at(have) is not None or view in self._gathered or not self._is_larger(view, STEP)
+        return self._at(have) is not None or view in self._gathered or self.cursor == have or not self._is_larger(view, STEP)
 
     def _made(self, key: Key, make: Callable[[View, Cursor | None], list[bytes]]) -> list[bytes]:
         """Made once for all subscriptions, whatever their clients call them; kept until the head moves or others need the room."""
@@ -212,18 +209,8 @@ class Environment:
             made = make(key.view, key.have)
         else:
             made = renumbered(self._made(key._replace(subscription=SHARED), make), key.subscription)
-        self._keep(key, made)
+        self._frames.put(key, made, _size(made))
         return made
-
-    def _keep(self, key: Key, made: list[bytes]) -> None:
-        size = _size(made)
-        if size > self._frame_limit:
-            return
-        self._frames[key] = made
-        self._frame_bytes += size
-        while self._frame_bytes > self._frame_limit:
-            _, oldest = self._frames.popitem(last=False)
-            self._frame_bytes -= _size(oldest)
 
     def pushed_again(self, subscription: int, view: View, have: Cursor | None, trace: str | None) -> list[bytes]:
         """Everything, for a reader that refused it before: it is to answer at once, under this trace."""
@@ -288,8 +275,8 @@ class Environment:
         visible.sort()
         groups = yield from _grouped(delta.to_wire(name, None, self.entry(digest)) for name, digest in visible)
         content = Content(cursor, frame, groups)
-        if self.cursor == cursor and len(self._gathered) < MAX_GATHERED:
-            self._gathered[view] = content
+        if self.cursor == cursor:
+            self._gathered.put(view, content, _size(groups))
         return content
 
     def parts_of(self, content: Content, have: Cursor | None) -> list[bytes]:

@@ -133,6 +133,7 @@ class Hub:
         self._polls = Polls(metrics, self._is_fanning)
         self._turns = Turns(self._is_fanning)
         self._transfers = Transfers(self._turns, settings.transfer_bytes, metrics, self._free)
+        self._gathers: dict[tuple[Environment, View], asyncio.Task[None]] = {}
         self._early_bytes = 0
         self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -232,6 +233,16 @@ class Hub:
             self.admit()
         await self._polls.hold(environment, have, wait_s, gone)
 
+    async def gathered(self, environment: Environment, view: View, have: Cursor | None) -> None:
+        """Until the frame for a reader at `have` is at hand, or was. Once for all who ask."""
+        key = (environment, view)
+        if environment.at_hand(view, have):
+            return
+        if (task := self._gathers.get(key)) is None:
+            task = self._gathers[key] = self._spawn(_step_by_step(environment.gather(view)))
+            task.add_done_callback(lambda _: self._gathers.pop(key, None))
+        await asyncio.wait({task})  # should it fail, whoever makes the frame is told why
+
     def renewed(self, environment: Environment) -> None:
         """The head was signed again: spread it over a minute."""
         self._spawn(self._spread_head(self._rooms[environment.namespace, environment.environment]))
@@ -249,9 +260,10 @@ class Hub:
         return room is None or cursor.number > room.environment.cursor.number
 
     def view_digest(self, subscriber: Subscriber) -> str:
-        """Empty while the subscriber is not at the head: nothing can be compared then."""
+        """Empty while the subscriber is not at the head, or what brings it there is on its way: nothing can be compared then."""
         room = self.room(subscriber.namespace, subscriber.environment)
-        if room is None or subscriber.cursor != room.environment.cursor:
+        connection = self._connections.get(subscriber.session)
+        if room is None or connection is None or connection.held or subscriber.cursor != room.environment.cursor:
             return ""
         return room.environment.view_digest(subscriber.view)
 
@@ -291,16 +303,17 @@ class Hub:
         if connection.session.instance:
             self._hear(connection, text)
             return
-        self._early_bytes += len(text)
-        if connection.early is None:
+        if self._early_bytes + len(text) > MAX_EARLY_BYTES:
+            self.close(connection, problems.OVERLOADED, "too many begin at once")
+        elif connection.early is None:
+            self._early_bytes += len(text)
             connection.early = [text]
             self._turns.do(partial(self._begin_to_hear, connection))
         elif len(connection.early) < MAX_EARLY:
+            self._early_bytes += len(text)
             connection.early.append(text)
         else:
             self.close(connection, problems.PROTOCOL, "too much before the welcome")
-        if self._early_bytes > MAX_EARLY_BYTES:
-            self.close(connection, problems.OVERLOADED, "too many begin at once")
 
     def _begin_to_hear(self, connection: Connection) -> None:
         for text in self._unheard(connection):
@@ -489,7 +502,8 @@ class Hub:
         except Exception:
             log.exception("view_not_gathered", namespace=room.environment.namespace, environment=room.environment.environment)
             for connection in room.gathering.pop(view).values():
-                self.close(connection, problems.UNAVAILABLE, "its view could not be read; connect again")
+                if connection.session in self._connections:
+                    self.close(connection, problems.UNAVAILABLE, "its view could not be read; connect again")
         else:
             self._turns.later(partial(self._gather, room, view, steps))
 
@@ -504,6 +518,9 @@ class Hub:
         """Everybody gets what was gathered, though the head may have moved on; from there they go on as ever. ``made``: what they share."""
         if connection.session not in self._connections or not connection.held or connection.paused_us or connection.transfer:
             return  # gone; or brought up to date otherwise, when it is free
+        if _is_ahead(subscriber.cursor, content.cursor):
+            self._free(connection)
+            return
         key = (subscriber.id, subscriber.cursor)
         if key not in made:
             made[key] = renumbered(room.environment.parts_of(content, subscriber.cursor), subscriber.id)
@@ -779,6 +796,11 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("fan_out_failed", exc_info=error)
+
+
+async def _step_by_step(steps: Generator[None, None, object]) -> None:
+    for _ in steps:
+        await asyncio.sleep(0)
 
 
 def _is_ahead(have: Cursor | None, head: Cursor) -> bool:

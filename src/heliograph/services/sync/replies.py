@@ -40,11 +40,17 @@ def head(environment: Environment) -> Reply:
     return _json(msgspec.json.encode(to_envelope(environment.signed_head, HEAD_TYPE)), age)
 
 
-def bundle(environment: Environment, view: View, known: str) -> Reply:
-    """A snapshot of the view, or 304 for who knows its ETag, which stays the same until something in the view changes."""
-    unchanged, tag = _unchanged(environment.view_digest(view), environment.head.number)
+def unchanged(environment: Environment, view: View, known: str) -> Reply | None:
+    """304 for who knows the ETag, which stays the same until something in the view changes."""
+    reply, tag = _tagged(environment.view_digest(view), environment.head.number)
     if known and (known == tag or tag in {each.strip().removeprefix("W/") for each in known.split(",")}):
-        return unchanged
+        return reply
+    return None
+
+
+def bundle(environment: Environment, view: View) -> Reply:
+    """A snapshot of the view."""
+    unchanged, _ = _tagged(environment.view_digest(view), environment.head.number)
     return _json(_whole(environment.frames(SUBSCRIPTION, view, None)), *unchanged.headers)
 
 
@@ -56,7 +62,7 @@ def frame(environment: Environment, view: View, have: Cursor) -> Reply:
 
 
 @lru_cache(maxsize=4096)
-def _unchanged(view_digest: str, number: int) -> tuple[Reply, str]:
+def _tagged(view_digest: str, number: int) -> tuple[Reply, str]:
     tag = f'"{view_digest}"'
     headers = (
         (b"etag", tag.encode()),

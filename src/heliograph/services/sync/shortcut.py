@@ -105,9 +105,15 @@ class Shortcut:
         if asked.route is HEADS:
             return replies.head(environment)
         if asked.have is None:
-            return replies.bundle(environment, asked.view, headers.get(b"if-none-match", b"").decode("latin-1"))
+            known = headers.get(b"if-none-match", b"").decode("latin-1")
+            return replies.unchanged(environment, asked.view, known) or await self._bundle(environment, asked.view)
         await self._hold(asked, environment, scope, token)
+        await self._hub.gathered(environment, asked.view, asked.have)
         return replies.frame(environment, asked.view, asked.have)
+
+    async def _bundle(self, environment: Environment, view: View) -> Reply:
+        await self._hub.gathered(environment, view, None)
+        return replies.bundle(environment, view)
 
     def _environment(self, asked: Asked) -> Environment | None:
         room = self._hub.room(asked.namespace, asked.environment) if self._hub.warm else None

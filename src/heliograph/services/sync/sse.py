@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict, deque
+from collections import deque
 from random import uniform
 from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Final
@@ -28,6 +28,7 @@ from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http_server import GuardedProtocol, chunk, connection_of
 from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.kept import Kept
 from heliograph.services.sync.session import Opened, Session
 from heliograph.services.sync.settings import SyncSettings
 from heliograph.services.sync.stream import SEND_BUFFER, Stream
@@ -67,8 +68,7 @@ class Events:
         self._stream = stream
         self._pause_s = settings.heartbeat_s / 2
         self._wheel: deque[_Pipe] = deque()
-        self._wrapped: OrderedDict[bytes, bytes] = OrderedDict()
-        self._wrapped_bytes = 0
+        self._wrapped: Kept[bytes, bytes] = Kept(MAX_WRAPPED)
 
     async def answer(self, hello: frames.Hello, asking: Principal, token: str) -> Response:
         """An answer without end. Raises what is wrong with the request, Overloaded, NotFound; an instance without a name is nobody's."""
@@ -114,15 +114,8 @@ class Events:
         seen = _look(frame)
         event = chunk(_event(seen, frame))
         if seen.head is not None:
-            self._keep(frame, event)
+            self._wrapped.put(frame, event, len(event))
         return event
-
-    def _keep(self, frame: bytes, event: bytes) -> None:
-        self._wrapped[frame] = event
-        self._wrapped_bytes += len(event)
-        while self._wrapped_bytes > MAX_WRAPPED:
-            _, oldest = self._wrapped.popitem(last=False)
-            self._wrapped_bytes -= len(oldest)
 
     async def run(self) -> None:
         """Comments, so that neither a client nor a proxy between takes silence for the end: one within half a heartbeat for each client, a few
