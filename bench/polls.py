@@ -1,4 +1,4 @@
-"""What does a client cost that polls? A 304 beside the same server's answer with a constant, and requests that wait for the next version.
+"""What does a client cost that reads HTTP? A 304 beside the same server's answer with a constant; requests that wait for a version, or follow all.
 
 Rounds of each kind are interleaved in one run, over kept connections, one request at a time on each. CPU is the server process's own; what it uses
 by itself meanwhile (the embedded stack's services, their PostgreSQL apart) is measured in a quiet second and taken off.
@@ -59,8 +59,8 @@ async def measure(held: int) -> str:
             for _ in range(ROUNDS):
                 for each in kinds:
                     await _round(each)
-            waited = await _hold(stack, bundle, held)
-    return _text(kinds, held, waited)
+            crowds = [await _measure_crowd(stack, bundle, each, held) for each in CROWDS]
+    return _text(kinds, held, crowds)
 
 
 def _kinds(stack: Stack, port: int, pid: int, bundle: str, tag: str) -> list[Kind]:
@@ -152,45 +152,63 @@ async def _constant(_scope: Any, _receive: Any, send: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Waited:
+class Crowd:
+    """Who reads the next version over HTTP: by which address, until which bytes, counted by which metric."""
+
+    name: str
+    resource: str
+    until: bytes
+    metric: str
+
+
+CROWDS = (
+    Crowd("requests that wait", "bundles", b"\r\n\r\n", "heliograph_polls_held"),
+    Crowd("event streams", "events", b"event: delta", "heliograph_connections"),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    name: str
     kilobytes: float
     cpu_us: float
     first_ms: float
     last_ms: float
 
 
-async def _hold(stack: Stack, bundle: str, count: int) -> Waited:
-    """So many requests wait; then a version comes."""
-    headers = {"Authorization": f"Bearer {stack.token}"}
-    async with httpx.AsyncClient(headers=headers, timeout=60) as http:
-        envelope = (await http.get(f"{stack.endpoints['bundles']}/v1/heads/{NAMESPACE}/{ENVIRONMENT}")).json()
+async def _measure_crowd(stack: Stack, bundle: str, crowd: Crowd, count: int) -> Cost:
+    """So many wait; then a version comes."""
+    server, pid = stack.endpoints["bundles"], stack.pids[0]
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {stack.token}"}, timeout=60) as http:
+        envelope = (await http.get(f"{server}/v1/heads/{NAMESPACE}/{ENVIRONMENT}")).json()
         have = Head.read(from_envelope(envelope)[1].payload).cursor
-        memory = resident_mb(stack.pids[0])
-        address = urlsplit(stack.endpoints["bundles"])
-        request = (
-            f"GET {bundle}?have={have}&wait=25 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stack.token}\r\n\r\n".encode()
-        )
-        arrived: list[float] = []
-        waiting = [asyncio.create_task(_wait(address.port or 80, request, arrived)) for _ in range(count)]
-        while f"heliograph_polls_held {count}.0" not in (await http.get(f"{stack.endpoints['bundles']}/metrics")).text:
+        path = f"{bundle.replace('bundles', crowd.resource)}?have={have}&wait=25"
+        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stack.token}\r\n\r\n".encode()
+        memory, arrived = resident_mb(pid), list[float]()
+        port = urlsplit(server).port
+        assert port
+        waiting = [asyncio.create_task(_wait(port, request, crowd.until, arrived)) for _ in range(count)]
+        while f"{crowd.metric} {count}.0" not in (await http.get(f"{server}/metrics")).text:
             await asyncio.sleep(0.2)
-        each_kb = (resident_mb(stack.pids[0]) - memory) * 1024 / count
-        cpu, began = _cpu_s(stack.pids[0]), time.perf_counter()
-        await _put(http, stack, 1)
+        kilobytes = (resident_mb(pid) - memory) * 1024 / count
+        cpu, began = _cpu_s(pid), time.perf_counter()
+        await _put(http, stack, 1000 * have.number)
         await asyncio.gather(*waiting)
-    cpu_us = (_cpu_s(stack.pids[0]) - cpu) * 1e6 / count
-    return Waited(each_kb, cpu_us, (min(arrived) - began) * 1e3, (max(arrived) - began) * 1e3)
+        cpu_us = (_cpu_s(pid) - cpu) * 1e6 / count
+        while f"{crowd.metric} 0.0" not in (await http.get(f"{server}/metrics")).text:
+            await asyncio.sleep(0.2)
+    return Cost(crowd.name, kilobytes, cpu_us, (min(arrived) - began) * 1e3, (max(arrived) - began) * 1e3)
 
 
-async def _wait(port: int, request: bytes, arrived: list[float]) -> None:
+async def _wait(port: int, request: bytes, until: bytes, arrived: list[float]) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    await reader.readuntil(b"\r\n\r\n")
+    await reader.readuntil(until)
     arrived.append(time.perf_counter())
     writer.close()
 
 
-def _text(kinds: list[Kind], held: int, waited: Waited) -> str:
+def _text(kinds: list[Kind], held: int, crowds: list[Cost]) -> str:
     bare = median(kinds[0].cpu_us)
     return "\n".join(
         [
@@ -204,9 +222,14 @@ def _text(kinds: list[Kind], held: int, waited: Waited) -> str:
                 for each in kinds
             ),
             "",
-            f"{held:,} requests that wait cost {waited.kilobytes:.1f} KB each, connection included. A version answers the first of them",
-            f"{waited.first_ms:.0f} ms after the author's first byte and the last {waited.last_ms:.0f} ms after it, with {waited.cpu_us:.0f} µs of",
-            "server CPU each, the publish included.",
+            f"{held:,} of each at once, and then a version; milliseconds since the author's first byte. The readers share the machine.",
+            "",
+            "| who reads | KB each, connection included | first has it, ms | last has it, ms | server CPU, µs each, publish included |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {each.name} | {each.kilobytes:.1f} | {each.first_ms:.0f} | {each.last_ms:.0f} | {each.cpu_us:.0f} |"
+                for each in crowds
+            ),
         ]
     )
 

@@ -16,11 +16,14 @@ import msgspec
 import pytest
 from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE
 from tests.sync.test_node import metric
+from websockets.asyncio.client import connect
 
 from heliograph.core import frames
+from heliograph.core.errors import Unauthenticated
 from heliograph.core.records import Cursor
 from heliograph.core.replica import Assembler, Replica
 from heliograph.runtime.clock import now_us
+from heliograph.services.sync.tickets import LIFE_S, Tickets
 
 EVENTS = f"/v1/events/{NAMESPACE}/{ENVIRONMENT}"
 
@@ -208,6 +211,15 @@ async def test_a_ticket_stands_for_the_token_in_an_address(world):
         async with nobody.stream("GET", EVENTS, params={"ticket": ticket}) as answer:
             assert answer.headers["access-control-allow-origin"] == "*"
             await Reader(answer, world.replica(), "").until(1)
+        address = f"{world.stream}?ticket={ticket}"
+        async with connect(address, subprotocols=[frames.SUBPROTOCOL]) as opened:
+            assert opened.subprotocol == frames.SUBPROTOCOL
+            wanted = frames.Subscription(id=1, namespace=NAMESPACE, environment=ENVIRONMENT)
+            mark = frames.Fingerprint(sdk="test", sdk_version="1")
+            said = frames.Hello(instance="browser", incarnation=1, fingerprint=mark, subscriptions=(wanted,))
+            await opened.send(msgspec.json.encode(said), text=True)
+            async with asyncio.timeout(DEADLINE_S):
+                assert '"welcome"' in await opened.recv()
         assert (await nobody.get(EVENTS, params={"ticket": ticket[:-8] + "AAAAAAA="})).status_code == 401
 
 
@@ -351,3 +363,21 @@ async def test_a_stopping_node_says_so_and_ends_its_answers(world):
             await reader.next()
         await ending
     await world.sync.start()
+
+
+def test_a_ticket_lives_for_a_minute_and_is_of_those_who_share_a_token():
+    tickets, minute_us = Tickets("hel_service_a"), LIFE_S * 1_000_000
+    ticket = tickets.issue("hel_client_x", 1)
+    assert tickets.redeem(ticket, minute_us) == "hel_client_x"
+    assert Tickets("hel_service_a").redeem(ticket, 1) == "hel_client_x"
+    for others, text, at_us in [
+        (tickets, ticket, 1 + minute_us),
+        (Tickets("hel_service_b"), ticket, 1),
+        (tickets, ticket[:-4], 1),
+        (tickets, "AAAB" + ticket[4:], 1),  # a later end
+        (tickets, "", 1),
+        (tickets, "€", 1),
+        (tickets, "A" * 100_000, 1),
+    ]:
+        with pytest.raises(Unauthenticated):
+            others.redeem(text, at_us)

@@ -26,6 +26,7 @@ from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.kept import Kept
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.transfers import PACED_BYTES
 from heliograph.telemetry.metrics import Metrics
 
 ALL = View(("",))
@@ -216,3 +217,64 @@ async def test_frames_are_made_once_while_the_head_stays(authority):
     environment = Node(authority).environment
     for subscription in (0, 1, 7):
         assert environment.frames(subscription, ALL, None) is environment.frames(subscription, ALL, None)
+
+
+class Full(Pipe):
+    """Takes one frame of more than a socket's buffer, then is full until it has read."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.node = node
+        self.connection: Connection | None = None
+
+    def send(self, data: bytes) -> None:
+        super().send(data)
+        if len(data) > PACED_BYTES and self.connection:
+            self.node.hub.paused(self.connection)
+
+    async def reads(self) -> None:
+        """All that comes."""
+        assert self.connection
+        while self.connection.held:
+            if self.connection.paused_us:
+                self.node.hub.resumed(self.connection)
+            await asyncio.sleep(0)
+
+
+async def test_what_a_client_says_of_its_state_while_a_snapshot_is_on_its_way_is_no_reason_for_another():
+    large = Authority()
+    large.publish(**{f"c{number}": {"text": "x" * 100_000} for number in range(8)})
+    node = Node(large)
+    connection, _ = node.connect()
+    pipe = connection.pipe = Full(node)
+    pipe.connection = connection
+    node.hello(connection)
+    async with asyncio.timeout(DEADLINE_S):
+        while not connection.paused_us:
+            await asyncio.sleep(0)
+        old = frames.Heartbeat(views={"1": "sha256:" + "0" * 64}, sent_at_us=1)
+        node.hub.take(connection, msgspec.json.encode(old))
+        await pipe.reads()
+    parts = pipe.states()
+    assert [frame.part for frame in parts] == list(range(1, parts[0].parts + 1))
+    node.hub.take(connection, msgspec.json.encode(old))
+    async with asyncio.timeout(DEADLINE_S):
+        await pipe.reads()
+    assert len(pipe.states()) == 2 * len(parts)  # then it is
+
+
+async def test_who_leaves_while_a_view_is_gathered_is_not_waited_for_and_requests_share_the_work():
+    large = Authority()
+    large.publish(**{f"c{number:04d}": {"n": number} for number in range(3 * environments.STEP)})
+    node = Node(large)
+    (leaver, unsent), (stayer, sent) = node.connect(), node.connect()
+    node.hello(leaver)
+    node.hello(stayer)
+    asking = [asyncio.create_task(node.hub.gathered(node.environment, ALL, None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    node.hub.disconnect(leaver, "gone")
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(*asking)
+    assert node.environment.at_hand(ALL, None)
+    await node.rest([sent], 2)
+    assert unsent.states() == []

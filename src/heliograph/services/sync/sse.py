@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections import deque
 from random import uniform
-from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Final
 
 import msgspec
@@ -31,13 +31,15 @@ from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.kept import Kept
 from heliograph.services.sync.session import Opened, Session
 from heliograph.services.sync.settings import SyncSettings
-from heliograph.services.sync.stream import SEND_BUFFER, Stream
+from heliograph.services.sync.stream import DEAD_PEER_MS, SEND_BUFFER, Stream
 
 RETRY_S: Final = (1.0, 5.0)
 """Between these an `EventSource` comes back after a break: clients that were lost together do not come back together."""
 MAX_WRAPPED: Final = 16 * 1024 * 1024
 """Bytes of events that are kept for the next client."""
 TICK_S: Final = 1.0
+SLICE: Final = 200
+"""Comments between two turns of the loop."""
 HEADERS: Final = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store, no-transform",
@@ -98,11 +100,10 @@ class Events:
         connection = pipe.connection = self._hub.connect(opened.subscribers[0].session, pipe)
         self._stream.watch(connection, token)
         transport = protocol.hand_over(pipe)
-        if (socket := transport.get_extra_info("socket")) is not None:
-            socket.setsockopt(SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
+        _tune(transport.get_extra_info("socket"))
         pipe.write(chunk(_retry()))
         self._hub.begin(connection, opened)
-        self._wheel.append(pipe)
+        self._wait(pipe, now_us())
 
     def ended(self, connection: Connection) -> None:
         self._stream.ended(connection)
@@ -118,16 +119,27 @@ class Events:
         return event
 
     async def run(self) -> None:
-        """Comments, so that neither a client nor a proxy between takes silence for the end: one within half a heartbeat for each client, a few
-        at a time. Until cancelled."""
-        tick_s = min(TICK_S, self._pause_s / 2)
+        """Comments, so that neither a client nor a proxy between takes silence for the end: one each half heartbeat. Until cancelled."""
         while True:
-            await asyncio.sleep(tick_s)
-            for _ in range(-int(-len(self._wheel) * tick_s // self._pause_s)):
-                pipe = self._wheel.popleft()
-                if pipe.open:
-                    pipe.comment()
-                    self._wheel.append(pipe)
+            await asyncio.sleep(min(TICK_S, self._pause_s / 2))
+            while self._comment_some():  # noqa: ASYNC110  # lets others have the loop, waits for nothing
+                await asyncio.sleep(0)
+
+    def _comment_some(self) -> bool:
+        """To those whose time has come, who stand first; whether there are more."""
+        at_us = now_us()
+        for _ in range(SLICE):
+            if not self._wheel or self._wheel[0].due_us > at_us:
+                return False
+            pipe = self._wheel.popleft()
+            if pipe.open:
+                pipe.comment()
+                self._wait(pipe, at_us)
+        return True
+
+    def _wait(self, pipe: _Pipe, at_us: int) -> None:
+        pipe.due_us = at_us + int(self._pause_s * 1e6)
+        self._wheel.append(pipe)
 
 
 class _EventStream(Response):
@@ -151,13 +163,14 @@ class _EventStream(Response):
 class _Pipe:
     """One answer's way out. Implements `hub.Pipe` and `http_server.Taker`."""
 
-    __slots__ = ("_events", "_hub", "_protocol", "connection", "open", "write")
+    __slots__ = ("_events", "_hub", "_protocol", "connection", "due_us", "open", "write")
 
     def __init__(self, events: Events, hub: Hub, protocol: GuardedProtocol) -> None:
         self._events = events
         self._hub = hub
         self._protocol = protocol
         self.connection: Connection | None = None
+        self.due_us = 0  # for a comment
         self.open = True
         self.write = protocol.transport.write
 
@@ -195,6 +208,14 @@ class _Pipe:
         self.open = False
         if self.connection:
             self._events.ended(self.connection)
+
+
+def _tune(of: socket.socket | None) -> None:
+    """As the stream's sockets: a client that stops reading, or is dead, is noticed early."""
+    if of is not None:
+        of.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            of.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
 
 
 def _event(seen: _Seen, frame: bytes) -> bytes:
