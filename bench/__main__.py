@@ -1,4 +1,4 @@
-"""`python -m bench [propagation|commit|authors|scale …]`: measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [propagation|commit|authors|scale|polls …]`: measures, prints, and writes docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import authors, commit_cost, report, scale, stacks
+from bench import authors, commit_cost, polls, report, scale, stacks
 from bench.propagation import Result, measure
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["all", "propagation", "commit", "authors", "scale"], default="all", help="all: but scale"
+        "what",
+        nargs="?",
+        choices=["all", "propagation", "commit", "authors", "scale", "polls"],
+        default="all",
+        help="all: but scale, polls",
     )
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
     parser.add_argument("--clients", type=int, default=1000, help="synthetic clients")
@@ -25,6 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--versions", type=int, default=1_000_000, help="scale: versions in another; a million takes ten minutes to write"
     )
+    parser.add_argument("--held", type=int, default=5_000, help="polls: requests that wait at once")
     parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks.md as it is")
     return parser.parse_args()
 
@@ -76,6 +81,11 @@ def main() -> None:
         if not options.dry:
             command = f"make bench ARGS='scale --configs {options.configs} --versions {options.versions}'"
             report.replace_section("scale", command, text)
+    if options.what == "polls":
+        text = asyncio.run(polls.measure(options.held))
+        print(text)
+        if not options.dry:
+            report.replace_section("polls", f"make bench ARGS='polls --held {options.held}'", text)
 
 
 if __name__ == "__main__":

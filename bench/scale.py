@@ -47,7 +47,7 @@ async def measure(configs: int, versions: int) -> str:
         async with embedded(folder) as stack, _api(stack) as api:
             ready_s = time.perf_counter() - started
             rows = [row async for row in _rows(api, configs, versions)]
-            memory = _resident_mb(stack.pids[0])
+            memory = resident_mb(stack.pids[0])
     return "\n".join(
         [
             f"{configs:,} configs in one environment and {versions:,} versions in another, all services in one process on the embedded",
@@ -226,7 +226,7 @@ async def _rows(api: httpx.AsyncClient, configs: int, versions: int) -> Any:
     yield await ask("roll back to version 2", lambda i: api.post(f"{_place('long')}/rollback", json={"to": 2 + i % 2}))
 
 
-def _resident_mb(pid: int) -> float:
+def resident_mb(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024

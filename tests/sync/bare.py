@@ -27,6 +27,7 @@ from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.settings import SyncSettings
 from heliograph.services.sync.stream import Stream
+from heliograph.services.sync.tickets import Tickets
 from heliograph.telemetry.metrics import Metrics
 
 DEADLINE_S = 30.0
@@ -80,7 +81,7 @@ class Node:
         self.outbox = Outbox(self.log, self.metrics)
         self.hub = Hub("bare", self.settings, self.outbox, self.metrics)
         self.admission = Admission(self.settings, self.metrics, lambda: self.outbox.waiting)
-        self.stream = Stream(self.hub, self.known, self.settings, self.admission, self.metrics)
+        self.stream = Stream(self.hub, self.known, self.settings, self.admission, Tickets("service"), self.metrics)
         self.hub.check_renewal = self.stream.renew
         self.hub.warm = True
         self.environment = Environment(

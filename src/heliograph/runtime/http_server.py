@@ -13,11 +13,11 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -45,9 +45,26 @@ class _State(ServerState):
     leaving = False
 
 
+_EXTENSION: Final = "heliograph.connection"
+
+
+class Taker(Protocol):
+    """Who writes the rest of an answer straight to the transport, without a task that waits. Called in the loop; nothing may raise."""
+
+    def paused(self) -> None:
+        """The socket is full: write no more than what must be."""
+        ...
+
+    def resumed(self) -> None: ...
+
+    def lost(self) -> None: ...
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection. Cuts it off when its client is too slow with headers or with reading, or sends too much."""
 
+    _taker: Taker | None = None  # the bounds on reading are its own then
+    _gone: Callable[[], None] | None = None
     _head_timer: asyncio.TimerHandle | None = None  # runs while headers are awaited
     _stall_timer: asyncio.TimerHandle | None = None  # runs while the client does not read
     _head_size = 0
@@ -65,6 +82,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._taker is not None:
+            self._overhear(data)
+            return
         awaited_head = self._head_timer is not None
         super().data_received(data)
         if self._head_timer is None and self._idle:  # bytes that are no request must not keep it open
@@ -76,10 +96,16 @@ class GuardedProtocol(HttpToolsProtocol):
             self._cut_off()
 
     def pause_writing(self) -> None:
+        if self._taker is not None:
+            self._taker.paused()
+            return
         super().pause_writing()
         self._await_reader()
 
     def resume_writing(self) -> None:
+        if self._taker is not None:
+            self._taker.resumed()
+            return
         super().resume_writing()
         self._cancel_stall()
 
@@ -87,12 +113,17 @@ class GuardedProtocol(HttpToolsProtocol):
         self._cancel_head()
         self._cancel_stall()
         super().connection_lost(exc)
+        if self._taker is not None:
+            self._taker.lost()
+        if self._gone is not None:
+            self._gone()
 
     # --- what the parser and uvicorn call ---
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"]["received_at_us"] = now_us()
+        self.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]  # the standard knows its own only
         self._message_size = 0
         self._asking = True
         self._await_head()
@@ -138,8 +169,40 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def close_at_rest(self, for_s: float) -> None:
         """Unless somebody asked something, or was answered, within so many seconds."""
-        if self._idle and not self._asking and self.loop.time() - self._rests_since >= for_s:
+        if self._idle and self._taker is None and not self._asking and self.loop.time() - self._rests_since >= for_s:
             self.transport.close()
+
+    # --- an answer without end ---
+
+    @property
+    def gone(self) -> bool:
+        return self.parser is None
+
+    def when_gone(self, told: Callable[[], None] | None) -> None:
+        """Who is told when the client goes before it has its answer."""
+        self._gone = told
+
+    def hand_over(self, taker: Taker) -> asyncio.Transport:
+        """To be called once the head of the answer is out, and not when the client is `gone`. What is written then, in chunks, is the taker's
+        affair; the request is over for everybody else, and the client's next one is not read."""
+        self._taker = taker
+        self.cycle.response_complete = True
+        self._cancel_stall()
+        self.transport.set_write_buffer_limits(high=0)  # told of the first byte that the kernel does not take
+        return self.transport
+
+    def finish(self) -> None:
+        """Ends what was handed over once the client has read it, within the usual bound."""
+        if not self.transport.is_closing():
+            self.transport.write(b"0\r\n\r\n")
+            self.transport.close()
+            self._await_reader()
+
+    def _overhear(self, data: bytes) -> None:
+        """Dropped, within bounds: a client that goes on talking takes the answer for that of its next request."""
+        self._message_size += len(data)
+        if self._message_size > MAX_HEAD:
+            self._cut_off()
 
     # --- bounds ---
 
@@ -176,6 +239,16 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+def connection_of(scope: Scope) -> GuardedProtocol:
+    """The connection that a request came on."""
+    return cast("GuardedProtocol", scope["extensions"][_EXTENSION])
+
+
+def chunk(data: bytes) -> bytes:
+    """A part of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class _Server(uvicorn.Server):

@@ -134,6 +134,13 @@ class Metrics:
             "quarantined_environments", "Environments that this node cannot bring forward; it tries on and serves what it has"
         )
         self.bundle_answers = self._counter("bundle_answers_total", "Answers of the bundle endpoint, by kind", "kind")
+        self.transfers_waiting = self._gauge(
+            "transfers_waiting", "Clients whose large frame waits until others have read theirs"
+        )
+        self.transfer_bytes_unread = self._gauge(
+            "transfer_bytes_unread", "Bytes of large frames that clients have not read yet"
+        )
+        self.polls_held = self._gauge("polls_held", "Requests that wait for a version")
         self.receipts_taken = self._counter("receipts_taken_total", "Receipts taken from clients", "state")
         self.receipts_waiting = self._gauge("receipts_waiting", "Receipts taken and not yet durable")
         self.synced_head_age_seconds = self._gauge("synced_head_age_seconds", "Age of the oldest head that this node serves")

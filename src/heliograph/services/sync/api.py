@@ -1,10 +1,10 @@
-"""Bundles, long poll and receipts over HTTP: the same cursors, frames and rules as the stream, for clients that cannot hold a socket."""
+"""Bundles, long poll, events and receipts over HTTP: the same cursors, frames and rules as the stream, for clients that cannot hold a socket."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import Annotated, Final
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -12,24 +12,29 @@ from fastapi import APIRouter, Query, Request, Response
 from heliograph.access.permissions import Action, allow
 from heliograph.access.principal import Authenticator, Principal
 from heliograph.core import frames, names
-from heliograph.core.dsse import to_envelope
 from heliograph.core.errors import Forbidden, Invalid, InvalidRequest, NotReady, TooLarge, Unavailable
 from heliograph.core.events import Received
-from heliograph.core.records import HEAD_TYPE, Cursor
+from heliograph.core.records import Cursor
 from heliograph.runtime.clock import now_us
-from heliograph.runtime.http import Json, RawJson, bearer_token
+from heliograph.runtime.http import Json, bearer_token
+from heliograph.runtime.http_server import connection_of
+from heliograph.services.sync import replies
 from heliograph.services.sync.admission import Admission
-from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
+from heliograph.services.sync.replies import SUBSCRIPTION, Reply
 from heliograph.services.sync.session import Session, Subscriber, received
+from heliograph.services.sync.shortcut import BUNDLES, HEADS, MAX_WAIT_S, kind_of
+from heliograph.services.sync.sse import Events
+from heliograph.services.sync.tickets import LIFE_S, Tickets
+from heliograph.services.sync.tickets import MAX_LENGTH as MAX_TICKET
 from heliograph.telemetry.metrics import Metrics
 
-MAX_WAIT_S: Final = 25.0
+WhoAsks: TypeAlias = Callable[[Request], Awaitable[Principal]]
+Whose: TypeAlias = Callable[[Request, str], Awaitable[Principal]]
+
 MAX_RECEIPTS: Final = 1000
 STORE_S: Final = 20.0
-BUNDLE_AGE_S: Final = 5
-HEAD_AGE_S: Final = 1
 
 
 class PolledReceipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,22 +53,42 @@ class PolledReceipts(msgspec.Struct, frozen=True, kw_only=True):
     receipts: tuple[PolledReceipt, ...]
 
 
-def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, admission: Admission, metrics: Metrics) -> APIRouter:
+def make_router(
+    hub: Hub,
+    outbox: Outbox,
+    authenticator: Authenticator,
+    admission: Admission,
+    metrics: Metrics,
+    *,
+    events: Events,
+    tickets: Tickets,
+) -> APIRouter:
     router = APIRouter()
 
-    async def principal(request: Request) -> Principal:
+    async def whose(request: Request, token: str) -> Principal:
         if request.client:
             admission.request(request.client.host)
-        return await authenticator.principal(bearer_token(request))
+        return await authenticator.principal(token)
 
-    @router.get("/v1/heads/{namespace}/{environment}")
+    async def principal(request: Request) -> Principal:
+        return await whose(request, bearer_token(request))
+
+    _add_reading(router, hub, metrics, principal)
+    _add_receipts(router, hub, outbox, principal)
+    _add_events(router, events, whose, tickets)
+    return router
+
+
+def _add_reading(router: APIRouter, hub: Hub, metrics: Metrics, principal: WhoAsks) -> None:
+
+    @router.get(HEADS)
     async def head(request: Request, namespace: str, environment: str) -> Response:
         """The signed head as this node has it, as a DSSE envelope."""
         allow(await principal(request), Action.HEAD, namespace, environment)
         found = await hub.find(names.namespace(namespace), names.environment(environment))
-        return Json(to_envelope(found.signed_head, HEAD_TYPE), headers={"Cache-Control": f"private, max-age={HEAD_AGE_S}"})
+        return _response(replies.head(found))
 
-    @router.get("/v1/bundles/{namespace}/{environment}")
+    @router.get(BUNDLES)
     async def bundle(
         request: Request,
         namespace: str,
@@ -81,11 +106,24 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, admissio
         allow(await principal(request), Action.HEAD, namespace, environment)
         found = await hub.find(names.namespace(namespace), names.environment(environment))
         wanted = names.view(view if view is not None else [""])
-        metrics.bundle_answers.labels("bundle" if have is None else "poll" if wait else "frame").inc()
-        if have is None:
-            return _bundle(found, wanted, request.headers.get("if-none-match", ""))
-        return await _frame(found, wanted, _cursor(have), 0 if hub.draining else wait)
+        cursor = None if have is None else _cursor(have)
+        metrics.bundle_answers.labels(kind_of(cursor, wait)).inc()
+        if cursor is None:
+            if (reply := replies.unchanged(found, wanted, request.headers.get("if-none-match", ""))) is None:
+                await hub.gathered(found, wanted, None)
+                reply = replies.bundle(found, wanted)
+            return _response(reply)
+        if wait:
+            connection = connection_of(request.scope)
+            try:
+                await hub.hold(found, cursor, wait, connection.when_gone)
+            finally:
+                connection.when_gone(None)
+        await hub.gathered(found, wanted, cursor)
+        return _response(replies.frame(found, wanted, cursor))
 
+
+def _add_receipts(router: APIRouter, hub: Hub, outbox: Outbox, principal: WhoAsks) -> None:
     @router.post("/v1/receipts")
     async def receipts(request: Request) -> Response:
         """Takes what an instance says of its versions. Answered when it is durable: ``acknowledged`` is the highest ``seq``."""
@@ -97,45 +135,62 @@ def make_router(hub: Hub, outbox: Outbox, authenticator: Authenticator, admissio
         await _keep(outbox, stored)
         return Json({"acknowledged": max((each.receipt.seq for each in told.receipts), default=-1)})
 
-    return router
+
+def _add_events(router: APIRouter, events: Events, whose: Whose, tickets: Tickets) -> None:
+    @router.get("/v1/events/{namespace}/{environment}")
+    async def follow(
+        request: Request,
+        namespace: str,
+        environment: str,
+        view: Annotated[list[str] | None, Query()] = None,
+        have: str | None = None,
+        ticket: Annotated[str | None, Query(max_length=MAX_TICKET)] = None,
+        instance: Annotated[str, Query(max_length=100)] = "",
+        incarnation: Annotated[int, Query(ge=0)] = 0,
+        app: Annotated[str, Query(max_length=200)] = "",
+    ) -> Response:
+        """A view as Server-Sent Events, for as long as the client stays: what it lacks at once, then each version as it comes.
+
+        ``event`` is the frame's type (``welcome``, ``snapshot``, ``delta``, ``advance``, ``current``, ``head``, ``drain``, ``error``), ``data`` the
+        very frame that the stream would send to a subscription 0, ``id`` the cursor of the state that is whole with this event. ``Last-Event-ID``,
+        which an `EventSource` sends by itself, or else ``have`` says what the client runs on. ``ticket``: instead of a token, see ``/v1/tickets``.
+
+        With ``instance`` (and ``incarnation``, ``app``) the client is an instance: it counts among those whom a version is to reach, and answers by
+        ``/v1/receipts`` as subscription 0. Without it is anonymous: it is sent everything, and nobody counts it.
+        """
+        token = tickets.redeem(ticket, now_us()) if ticket is not None else bearer_token(request)
+        held = request.headers.get("last-event-id") or have
+        wanted = frames.Subscription(
+            id=SUBSCRIPTION,
+            namespace=namespace,
+            environment=environment,
+            view=tuple(view if view is not None else [""]),
+            have=_cursor(held) if held else None,
+        )
+        mark = frames.Fingerprint(sdk="sse", sdk_version="1", app=app)
+        hello = frames.Hello(instance=instance, incarnation=incarnation, fingerprint=mark, subscriptions=(wanted,))
+        return await events.answer(hello, await whose(request, token), token)
+
+    @router.post("/v1/tickets")
+    async def ticket(request: Request) -> Response:
+        """A ticket that stands for the caller's token for a minute, in the address of ``/v1/events`` or ``/v1/stream``: for a browser, which cannot
+        set headers there. It begins connections; one that has begun goes on."""
+        token = bearer_token(request)
+        await whose(request, token)
+        return Json({"ticket": tickets.issue(token, now_us()), "expires_in_s": LIFE_S}, headers={"Cache-Control": "no-store"})
 
 
-def _bundle(environment: Environment, view: names.View, known: str) -> Response:
-    """A snapshot of the view; its ETag stays the same until something in the view changes."""
-    tag = f'"{environment.view_digest(view)}"'
-    headers = {
-        "ETag": tag,
-        "Cache-Control": f"private, max-age={BUNDLE_AGE_S}",
-        "Heliograph-Version": str(environment.head.number),
-    }
-    if tag in {each.strip().removeprefix("W/") for each in known.split(",")}:
-        return Response(status_code=304, headers=headers)
-    return RawJson(_whole(environment, view), headers=headers)
-
-
-def _whole(environment: Environment, view: names.View) -> bytes:
-    parts = environment.frames(0, view, None)
-    return parts[0] if len(parts) == 1 else b"[" + b",".join(parts) + b"]"
-
-
-async def _frame(environment: Environment, view: names.View, have: Cursor, wait_s: float) -> Response:
-    """The frame that the stream would send to a client at `have`; held up to `wait_s` while there is nothing new."""
-    if environment.cursor == have and wait_s:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s):
-                await environment.moved_from(have)
-    headers = {"Cache-Control": "no-store"}
-    if environment.cursor == have:
-        return RawJson(environment.current(0), headers=headers)
-    parts = environment.frames(0, view, have)
-    return RawJson(parts[0] if len(parts) == 1 else b"[" + b",".join(parts) + b"]", headers=headers)
+def _response(reply: Reply) -> Response:
+    response = Response(reply.body, reply.status)
+    response.raw_headers = list(reply.headers)
+    return response
 
 
 def _cursor(text: str) -> Cursor:
     try:
         return Cursor.parse(text)
     except ValueError:
-        raise InvalidRequest("have is not a cursor: expected <epoch>.<number>.<version id>") from None
+        raise InvalidRequest("what is held is not a cursor: expected <epoch>.<number>.<version id>") from None
 
 
 async def _read(request: Request) -> PolledReceipts:

@@ -30,7 +30,10 @@ from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.registry import Registry
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.shortcut import Shortcut
+from heliograph.services.sync.sse import Events
 from heliograph.services.sync.stream import Stream
+from heliograph.services.sync.tickets import Tickets
 from heliograph.telemetry import loop_lag
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
@@ -53,6 +56,8 @@ class Node:
     admission: Admission
     hub: Hub
     stream: Stream
+    sse: Events
+    tickets: Tickets
     follower: Follower
 
     async def close(self) -> None:
@@ -69,14 +74,25 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     """Opens everything, sets `ready` when it can serve, returns after a drain once `stop` is set, raises when it cannot go on."""
     node = await _open(settings)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
-    app.include_router(make_router(node.hub, node.outbox, node.introspector, node.admission, node.metrics))
+    app.include_router(
+        make_router(
+            node.hub,
+            node.outbox,
+            node.introspector,
+            node.admission,
+            node.metrics,
+            events=node.sse,
+            tickets=node.tickets,
+        )
+    )
+    front = Shortcut(app, node.hub, node.introspector, node.admission, node.metrics)
     drained = asyncio.Event()
     leave = Leave.of(settings, node.readiness, meanwhile=drained.wait)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(
                 serve_http(
-                    app,
+                    front,
                     settings.listen_host,
                     settings.sync_http_port,
                     stop=stop,
@@ -107,7 +123,8 @@ async def _open(settings: SyncSettings) -> Node:
         hub.revoked(tokens)
 
     admission = Admission(settings, metrics, lambda: outbox.waiting)
-    stream = Stream(hub, introspector, settings, admission, metrics)
+    tickets = Tickets(token)
+    stream = Stream(hub, introspector, settings, admission, tickets, metrics)
     hub.check_renewal = stream.renew
     reader = events.reader(LogStream.VERSIONS)
     return Node(
@@ -122,6 +139,8 @@ async def _open(settings: SyncSettings) -> Node:
         admission=admission,
         hub=hub,
         stream=stream,
+        sse=Events(hub, stream, settings),
+        tickets=tickets,
         follower=Follower(reader, registry, hub, settings, metrics, letters=_Letters(letters, metrics), revoked=revoked),
     )
 
@@ -179,6 +198,7 @@ async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event, lea
                 node.hub.run(),
                 node.outbox.run(),
                 node.stream.recheck(),
+                node.sse.run(),
                 loop_lag.run(node.metrics, stop, node.admission.lagged),
             )
             tasks = [group.create_task(each) for each in long_lived]

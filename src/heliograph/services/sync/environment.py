@@ -6,11 +6,10 @@ memory. Frames are functions of (subscription id, view, from, head): made once, 
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -21,12 +20,41 @@ from heliograph.core.errors import Corrupt, NotFound
 from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, SnapshotFrame
 from heliograph.core.names import View
 from heliograph.core.records import Cursor, Head, Signed, Version
+from heliograph.services.sync.kept import Kept
 
 SWEEP_EVERY: Final = 256
 SNAPSHOT_SHARE: Final = 0.5
 """A delta that touches more than this share of a view is compared with the snapshot; the smaller one is sent."""
+MAX_DIGESTS: Final = 4096
+SHARED: Final = 0
+"""The subscription that frames are made for; another one's differ by its number."""
+_SHARED: Final = b'"subscription":%d' % SHARED
 
 _encode = msgspec.json.Encoder().encode
+
+
+STEP: Final = 500
+"""Configs that are encoded in about a millisecond."""
+
+Whole = SnapshotFrame | DeltaFrame | AdvanceFrame
+T = TypeVar("T")
+
+
+class Key(NamedTuple):
+    """What a frame is a function of, at one head. ``whole``: a snapshot, whatever `have` is."""
+
+    subscription: int
+    view: View
+    have: Cursor | None
+    whole: bool = False
+
+
+class Content(NamedTuple):
+    """All of a view at one head: a frame without its changes, and these as text, a group for each part."""
+
+    cursor: Cursor
+    frame: SnapshotFrame
+    groups: list[bytes]
 
 
 class Environment:
@@ -41,13 +69,11 @@ class Environment:
         self._past: OrderedDict[int, tuple[Cursor, trie.Node]] = OrderedDict()
         self._entries: dict[bytes, Entry] = {}
         self._history = history.History()
-        self._frames: dict[tuple[int, View, Cursor | None], list[bytes]] = {}
-        self._frame_bytes = 0
-        self._frame_limit = frame_cache_bytes
+        self._frames: Kept[Key, list[bytes]] = Kept(frame_cache_bytes)
+        self._digests: dict[View, Digest] = {}
+        self._gathered: Kept[View, Content] = Kept(frame_cache_bytes)
         self._since_sweep = 0
-        self._moved = asyncio.Event()
         self.closed = False
-        self.released = False
         self.head: Head
         self.cursor: Cursor
         self._signed_head: Signed
@@ -94,9 +120,8 @@ class Environment:
         self.head, self.cursor, self._root = head, head.cursor, root
         self._signed_head, self._signed_version = signed_head, signed_version
         self._remember(head.cursor, root)
+        self._digests.clear()
         self._forget_frames()
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
 
     def _remember(self, cursor: Cursor, root: trie.Node) -> None:
         self._past[cursor.number] = (cursor, root)
@@ -123,27 +148,14 @@ class Environment:
         self._forget_frames()
 
     def _forget_frames(self) -> None:
+        self._gathered.clear()
         self._frames.clear()
-        self._frame_bytes = 0
 
     # --- reading ---
-
-    async def moved_from(self, cursor: Cursor) -> None:
-        """Until the head is another one, or nobody is held any more. Raises NotFound when the environment is deleted meanwhile."""
-        while self.cursor == cursor and not self.released:
-            if self.closed:
-                raise NotFound(f"the environment {self.namespace}/{self.environment} was deleted")
-            await self._moved.wait()
-
-    def release(self) -> None:
-        """Those who wait for the next version wait no longer, nor do others: the node goes away."""
-        self.released = True
-        self._moved.set()
 
     def close(self) -> None:
         """It is gone: nobody need wait for its next version."""
         self.closed = True
-        self._moved.set()
 
     def knows(self, cursor: Cursor) -> bool:
         """Whether it is in this environment's history up to the head."""
@@ -158,7 +170,12 @@ class Environment:
             raise NotFound("an entry that is kept no longer") from None
 
     def view_digest(self, view: View) -> Digest:
-        return proof.view_digest(self._root, view)
+        """Made once for each head: every heartbeat and every conditional request asks."""
+        if (found := self._digests.get(view)) is None:
+            if len(self._digests) >= MAX_DIGESTS:
+                self._digests.clear()
+            found = self._digests[view] = proof.view_digest(self._root, view)
+        return found
 
     @property
     def signed_head(self) -> Signed:
@@ -174,97 +191,164 @@ class Environment:
 
     def frames(self, subscription: int, view: View, have: Cursor | None) -> list[bytes]:
         """What brings a reader of `view` from `have` (None: from nothing, or it asks for all) to the head: one frame, or its parts in order."""
-        key = (subscription, view, have)
-        found = self._frames.get(key)
-        if found is None:
-            found = _parts(self._frame(subscription, view, have))
-            size = sum(map(len, found))
-            if self._frame_bytes + size <= self._frame_limit:
-                self._frames[key] = found
-                self._frame_bytes += size
-        return found
+        return self._made(Key(subscription, view, have), self._frame)
 
     def snapshot(self, subscription: int, view: View, have: Cursor | None) -> list[bytes]:
         """Everything, for a reader whose state is in doubt; with the path from `have` where it is known."""
-        return _parts(self._snapshot(subscription, view, have))
+        return self._made(Key(subscription, view, have, whole=True), self._snapshot)
+
+    def at_hand(self, view: View, have: Cursor | None) -> bool:
+        """Whether `frames` will be quick: a delta, or a snapshot that is small or gathered already. Otherwise `gather` it first."""
+        return self._at(have) is not None or view in self._gathered or self.cursor == have or not self._is_larger(view, STEP)
+
+    def _made(self, key: Key, make: Callable[[View, Cursor | None], list[bytes]]) -> list[bytes]:
+        """Made once for all subscriptions, whatever their clients call them; kept until the head moves or others need the room."""
+        if (found := self._frames.get(key)) is not None:
+            return found
+        if key.subscription == SHARED:
+            made = make(key.view, key.have)
+        else:
+            made = renumbered(self._made(key._replace(subscription=SHARED), make), key.subscription)
+        self._frames.put(key, made, _size(made))
+        return made
 
     def pushed_again(self, subscription: int, view: View, have: Cursor | None, trace: str | None) -> list[bytes]:
         """Everything, for a reader that refused it before: it is to answer at once, under this trace."""
-        frame = self._snapshot(subscription, view, have)
-        return _parts(msgspec.structs.replace(frame, answer="now", trace=trace))
+        content = self._content(view)
+        frame = msgspec.structs.replace(content.frame, answer="now", trace=trace)
+        return renumbered(self.parts_of(content._replace(frame=frame), have), subscription)
 
-    def _frame(self, subscription: int, view: View, have: Cursor | None) -> SnapshotFrame | DeltaFrame | AdvanceFrame:
+    def _at(self, have: Cursor | None) -> trie.Node | None:
+        """The state there, if deltas from it can be made."""
         past = self._past.get(have.number) if have else None
-        if have is None or past is None or past[0] != have:
-            return self._snapshot(subscription, view, have)
-        _, old = past
+        return past[1] if past and past[0] == have else None
+
+    def _frame(self, view: View, have: Cursor | None) -> list[bytes]:
+        old = self._at(have)
+        if have is None or old is None:
+            return self._snapshot(view, have)
         changed = proof.changes(old, self._root, view)
         kind = DeltaFrame if changed else AdvanceFrame
         frame = kind(
-            subscription=subscription,
+            subscription=SHARED,
             from_=have,
             head=self._signed_head,
             version=self._signed_version,
-            ancestry=self._ancestry(have),
-            changes=tuple(self._change(name, old, digest) for name, digest in sorted(changed.items())),
+            ancestry=self._ancestry(have, self.cursor),
             proof=_proof(proof.prove(old, self._root, view)),
             answer=self.answer,
             trace=self.trace,
         )
-        if len(changed) <= 1 or len(changed) < SNAPSHOT_SHARE * sum(1 for _ in proof.visible(self._root, view)):
-            return frame
-        whole = self._snapshot(subscription, view, have)
-        return whole if len(_encode(whole)) < len(_encode(frame)) else frame
+        changes = (self._change(name, old, digest) for name, digest in sorted(changed.items()))
+        parts = _parts(frame, _at_once(_grouped(changes)))
+        if len(changed) <= 1 or self._is_larger(view, len(changed) / SNAPSHOT_SHARE):
+            return parts
+        return min(parts, self._snapshot(view, have), key=_size)
 
-    def _snapshot(self, subscription: int, view: View, have: Cursor | None) -> SnapshotFrame:
-        visible = sorted(proof.visible(self._root, view))
-        return SnapshotFrame(
-            subscription=subscription,
+    def _is_larger(self, view: View, than: float) -> bool:
+        """Without counting more configs than it takes to know: a view may hold many."""
+        return any(index >= than for index, _ in enumerate(proof.visible(self._root, view)))
+
+    def _snapshot(self, view: View, have: Cursor | None) -> list[bytes]:
+        return self.parts_of(self._content(view), have)
+
+    def _content(self, view: View) -> Content:
+        return self._gathered.get(view) or _at_once(self.gather(view))
+
+    def gather(self, view: View) -> Generator[None, None, Content]:
+        """All of a view, as the head has it now, in steps of about a millisecond; the head may move on meanwhile. Raises NotFound when a text of
+        that head is kept no longer."""
+        cursor, root = self.cursor, self._root
+        frame = SnapshotFrame(
+            subscription=SHARED,
             head=self._signed_head,
             version=self._signed_version,
-            ancestry=self._ancestry(have) if have and self.knows(have) else None,
-            changes=tuple(delta.to_wire(name, None, self.entry(digest)) for name, digest in visible),
-            proof=_proof(proof.prove(None, self._root, view)),
+            proof=_proof(proof.prove(None, root, view)),
             answer=self.answer,
             trace=self.trace,
         )
+        visible = []
+        for item in proof.visible(root, view):
+            visible.append(item)
+            if len(visible) % STEP == 0:
+                yield
+        visible.sort()
+        groups = yield from _grouped(delta.to_wire(name, None, self.entry(digest)) for name, digest in visible)
+        content = Content(cursor, frame, groups)
+        if self.cursor == cursor:
+            self._gathered.put(view, content, _size(groups))
+        return content
+
+    def parts_of(self, content: Content, have: Cursor | None) -> list[bytes]:
+        """The snapshot for a reader that holds `have`."""
+        ancestry = self._ancestry(have, content.cursor) if have and self.knows(have) else None
+        return _parts(msgspec.structs.replace(content.frame, ancestry=ancestry), content.groups)
 
     def _change(self, name: str, old: trie.Node, digest: bytes | None) -> Changed:
         before = trie.get(old, name)
         held = self._entries.get(before) if isinstance(before, bytes) else None
         return delta.to_wire(name, held, self.entry(digest) if digest else None)
 
-    def _ancestry(self, have: Cursor) -> tuple[str, ...] | None:
+    def _ancestry(self, have: Cursor, to: Cursor) -> tuple[str, ...] | None:
         """None for the parent, which the record names."""
-        if have.number >= self.head.number - 1:
+        if have.number >= to.number - 1:
             return None
-        return tuple(spell(each) for each in self._history.path(have.number, self.head.number - 1))
+        return tuple(spell(each) for each in self._history.path(have.number, to.number - 1))
 
 
 def _proof(made: proof.Proof) -> frames.ProofText | None:
     return proof.to_text(made) if made.entries or made.stubs else None
 
 
-def _parts(frame: SnapshotFrame | DeltaFrame | AdvanceFrame) -> list[bytes]:
-    """In pieces of about 256 KiB, cut between configs; the last one carries the proof."""
-    whole = _encode(frame)
-    if len(whole) <= frames.PART_BYTES or len(frame.changes) < 2:
-        return [whole]
-    groups: list[list[Changed]] = [[]]
+def _grouped(changes: Iterable[Changed]) -> Generator[None, None, list[bytes]]:
+    """Encoded, in groups of about 256 KiB, cut between configs, in steps."""
+    groups: list[list[bytes]] = [[]]
     size = 0
-    for change in frame.changes:
-        weight = len(_encode(change))
-        if groups[-1] and size + weight > frames.PART_BYTES:
+    for index, change in enumerate(changes, 1):
+        text = _encode(change)
+        if groups[-1] and size + len(text) > frames.PART_BYTES:
             groups.append([])
             size = 0
-        groups[-1].append(change)
-        size += weight
+            yield
+        elif index % STEP == 0:
+            yield
+        groups[-1].append(text)
+        size += len(text)
+    return [b",".join(group) for group in groups]
+
+
+def _parts(frame: Whole, groups: list[bytes]) -> list[bytes]:
+    """The frame with these changes, in as many parts; the last one carries the proof."""
+    if len(groups) == 1:
+        return [_with_changes(frame, groups[0])]
     count = len(groups)
     return [
-        _encode(
-            msgspec.structs.replace(
-                frame, changes=tuple(group), part=number, parts=count, proof=frame.proof if number == count else None
-            )
+        _with_changes(
+            msgspec.structs.replace(frame, part=number, parts=count, proof=frame.proof if number == count else None), group
         )
         for number, group in enumerate(groups, 1)
     ]
+
+
+def _with_changes(frame: Whole, group: bytes) -> bytes:
+    """An encoded frame; the changes are text already, and stay it."""
+    if not group:
+        return _encode(frame)
+    return _encode(msgspec.structs.replace(frame, changes=cast("tuple[Changed, ...]", (msgspec.Raw(group),))))
+
+
+def renumbered(parts: list[bytes], subscription: int) -> list[bytes]:
+    """The same frames for another subscription."""
+    return [part.replace(_SHARED, b'"subscription":%d' % subscription, 1) for part in parts]
+
+
+def _size(parts: list[bytes]) -> int:
+    return sum(map(len, parts))
+
+
+def _at_once(steps: Generator[None, None, T]) -> T:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return cast("T", done.value)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
+from urllib.parse import parse_qs
 
 import msgspec
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
@@ -28,14 +29,16 @@ class WrongVersion(InvalidRequest):
     """The client speaks another version of WebSocket; the answer names the one that is spoken here."""
 
 
-def token_of(request: WSUpgradeRequest) -> str:
-    """The token of a request that may be upgraded, after its checksum. Raises Unauthenticated, InvalidRequest, WrongVersion."""
+def token_of(request: WSUpgradeRequest, redeemed: Callable[[str], str]) -> str:
+    """The token of a request that may be upgraded, after its checksum; `redeemed`: the one that a ticket stands for. Raises Unauthenticated,
+    InvalidRequest, WrongVersion."""
     if request.path.split(b"?", 1)[0] != PATH:
         raise InvalidRequest(f"the stream is at {PATH.decode()}")
     _check_upgrade(request)
     if SUBPROTOCOL not in _listed(request, "Sec-WebSocket-Protocol"):
         raise InvalidRequest(f"the subprotocol {SUBPROTOCOL} must be offered: Sec-WebSocket-Protocol: {SUBPROTOCOL}")
-    text = _bearer(request)
+    ticket = _ticket(request)
+    text = redeemed(ticket) if ticket else _bearer(request)
     token.parse(text)
     return text
 
@@ -81,6 +84,12 @@ def _is_key(text: str) -> bool:
         return len(b64decode(text.encode("ascii"), validate=True)) == KEY_BYTES
     except (UnicodeEncodeError, binascii.Error):
         return False
+
+
+def _ticket(request: WSUpgradeRequest) -> str:
+    """Of ``?ticket=``, for browsers; else empty."""
+    query = request.path.partition(b"?")[2].decode("latin-1")
+    return parse_qs(query).get("ticket", [""])[0]
 
 
 def _bearer(request: WSUpgradeRequest) -> str:

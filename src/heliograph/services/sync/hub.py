@@ -4,8 +4,8 @@ Subscriptions with equal view and id form a group and share frames. The fan-out 
 once, before anything else that waits for the loop; in between, receipts and new connections are served. When the head moves on during a walk, those
 not yet reached are brought straight to the newest.
 
-A connection whose socket is full leaves the walk. When it drains, it gets one frame from where it was to the head. If it does not drain in time,
-it is closed: slow clients cost themselves, not others.
+A connection whose socket is full leaves the walk, and so does one that is being sent a large frame in parts. When it is through, it gets one frame
+from where it was to the head. If it does not drain in time, it is closed: slow clients cost themselves, not others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from random import random
 from typing import Final, Protocol, get_args
 
@@ -28,7 +29,8 @@ from heliograph.core.records import Cursor
 from heliograph.core.times import to_us
 from heliograph.runtime import problems
 from heliograph.runtime.clock import moment_us, now_us
-from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.environment import Content, Environment, renumbered
+from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.session import (
     MISSED_HEARTBEATS,
@@ -44,6 +46,8 @@ from heliograph.services.sync.session import (
     Subscriber,
 )
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.transfers import Transfer, Transfers, is_large
+from heliograph.services.sync.turns import Turns
 from heliograph.services.sync.wheel import Wheel
 from heliograph.telemetry.metrics import Metrics
 
@@ -63,6 +67,9 @@ PING_AFTER_HEARTBEATS: Final = 1.5
 """A client not heard of for so long is pinged, and again a heartbeat later; then `MISSED_HEARTBEATS` are over."""
 FIND_S: Final = 5.0
 MAX_OWNERS: Final = 200_000
+MAX_EARLY: Final = 2
+MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
+"""Messages of one connection, and bytes of all, that wait until somebody hears the hello in them."""
 _encode = msgspec.json.Encoder().encode
 Group = tuple[View, int]
 
@@ -89,8 +96,7 @@ class Pipe(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not; ``owed``: subscriptions that asked for a snapshot
-    meanwhile. ``slot``: where it lies on the hub's wheel."""
+    """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not. ``slot``: where it lies on the hub's wheel."""
 
     session: Session
     pipe: Pipe
@@ -98,8 +104,10 @@ class Connection:
     heard_us: int
     paused_us: int = 0
     stall_us: int = 0
-    owed: dict[Subscriber, Cursor | None] | None = None
     slot: int = -1
+    held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
+    transfer: Transfer | None = None
+    early: list[bytes] | None = None  # what it has said and nobody has heard yet
     unacknowledged: int = -1
     acknowledged: int = -1
     ack_due: bool = False
@@ -125,6 +133,7 @@ class Room:
 
     environment: Environment
     groups: dict[Group, dict[Subscriber, Connection]] = field(default_factory=dict)
+    gathering: dict[View, dict[Subscriber, Connection]] = field(default_factory=dict)
     moved: bool = False
     logged_us: int = 0
     fanning: Iterator[None] | None = None
@@ -147,6 +156,12 @@ class Hub:
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
         self._awaited: dict[tuple[str, str], list[Arrival]] = {}
         self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | NotFound]]] = {}
+        self._walks = 0  # that go on in the background
+        self._polls = Polls(metrics, self._is_fanning)
+        self._turns = Turns(self._is_fanning)
+        self._transfers = Transfers(self._turns, settings.transfer_bytes, metrics, self._free)
+        self._gathers: dict[tuple[Environment, View], asyncio.Task[None]] = {}
+        self._early_bytes = 0
         self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -189,10 +204,9 @@ class Hub:
     def add_environment(self, environment: Environment) -> None:
         """Those who asked for it before it was known are served now."""
         key = (environment.namespace, environment.environment)
-        room = self._rooms[key] = Room(environment)
+        self._rooms[key] = Room(environment)
         for arrival in self._awaited.pop(key, ()):
-            if arrival.connection.session in self._connections:
-                self._join(room, arrival)
+            self._turns.later(partial(self._place, arrival))
         self._tell_seekers(key, environment)
         self._count()
 
@@ -222,6 +236,7 @@ class Hub:
                 connection.pipe.send(_encode(told))
                 self._report_left(subscriber, "environment deleted")
         room.environment.close()
+        self._wake(room.environment)
         self._count()
 
     def moved(self, environment: Environment, logged_us: int) -> None:
@@ -229,11 +244,35 @@ class Hub:
         room = self._rooms[environment.namespace, environment.environment]
         room.logged_us = logged_us
         room.moved = True
+        self._wake(environment)
         if room.fanning is not None:
             return
         room.fanning = self._fan_out(room)
         if self._has_more(room, room.fanning):
             self._spawn(self._go_on(room, room.fanning))
+
+    def _wake(self, environment: Environment) -> None:
+        if self._polls.awaits(environment):
+            self._spawn(self._polls.wake(environment))
+
+    async def hold(self, environment: Environment, have: Cursor, wait_s: float, gone: Gone) -> None:
+        """A request's wait for the version after `have`; it counts as a connection. Raises Overloaded; NotFound when the environment is deleted
+        meanwhile."""
+        if self.draining:
+            return
+        if environment.cursor == have:
+            self.admit()
+        await self._polls.hold(environment, have, wait_s, gone)
+
+    async def gathered(self, environment: Environment, view: View, have: Cursor | None) -> None:
+        """Until the frame for a reader at `have` is at hand, or was. Once for all who ask."""
+        key = (environment, view)
+        if environment.at_hand(view, have):
+            return
+        if (task := self._gathers.get(key)) is None:
+            task = self._gathers[key] = self._spawn(_step_by_step(environment.gather(view)))
+            task.add_done_callback(lambda _: self._gathers.pop(key, None))
+        await asyncio.wait({task})  # should it fail, whoever makes the frame is told why
 
     def renewed(self, environment: Environment) -> None:
         """The head was signed again: spread it over a minute."""
@@ -252,9 +291,10 @@ class Hub:
         return room is None or cursor.number > room.environment.cursor.number
 
     def view_digest(self, subscriber: Subscriber) -> str:
-        """Empty while the subscriber is not at the head: nothing can be compared then."""
+        """Empty while the subscriber is not at the head, or what brings it there is on its way: nothing can be compared then."""
         room = self.room(subscriber.namespace, subscriber.environment)
-        if room is None or subscriber.cursor != room.environment.cursor:
+        connection = self._connections.get(subscriber.session)
+        if room is None or connection is None or connection.held or subscriber.cursor != room.environment.cursor:
             return ""
         return room.environment.view_digest(subscriber.view)
 
@@ -267,6 +307,10 @@ class Hub:
         self._metrics.connections.set(len(self._connections))
         return connection
 
+    def begin(self, connection: Connection, opened: Opened) -> None:
+        """A session that is open already has its place: as after a hello that came as a frame."""
+        self._turns.do(lambda: self._do(connection, opened) if connection.session in self._connections else None)
+
     def disconnect(self, connection: Connection, reason: str) -> None:
         session = connection.session
         if self._connections.pop(session, None) is None:
@@ -275,6 +319,8 @@ class Hub:
         if connection.paused_us:
             self._count_slow(-1)
         self._metrics.connections.set(len(self._connections))
+        self._transfers.ended(connection)
+        self._unheard(connection)
         if self._instances.get(session.instance) is connection:
             del self._instances[session.instance]
         for subscriber in session.subscribers.values():
@@ -287,8 +333,34 @@ class Hub:
         self.disconnect(connection, reason)
 
     def take(self, connection: Connection, text: bytes) -> None:
-        """A text message has come."""
+        """A text message has come. The first, which costs most to answer and comes from thousands at once, is heard in its turn."""
         self._frames_received.inc()
+        if connection.session.instance:
+            self._hear(connection, text)
+            return
+        if self._early_bytes + len(text) > MAX_EARLY_BYTES:
+            self.close(connection, problems.OVERLOADED, "too many begin at once")
+        elif connection.early is None:
+            self._early_bytes += len(text)
+            connection.early = [text]
+            self._turns.do(partial(self._begin_to_hear, connection))
+        elif len(connection.early) < MAX_EARLY:
+            self._early_bytes += len(text)
+            connection.early.append(text)
+        else:
+            self.close(connection, problems.PROTOCOL, "too much before the welcome")
+
+    def _begin_to_hear(self, connection: Connection) -> None:
+        for text in self._unheard(connection):
+            if connection.session in self._connections:
+                self._hear(connection, text)
+
+    def _unheard(self, connection: Connection) -> list[bytes]:
+        early, connection.early = connection.early or [], None
+        self._early_bytes -= sum(map(len, early))
+        return early
+
+    def _hear(self, connection: Connection, text: bytes) -> None:
         for effect in connection.session.take(text, now_us()):
             if connection.session not in self._connections:
                 return
@@ -301,6 +373,7 @@ class Hub:
             self._metrics.slow_consumers_entered.inc()
             self._count_slow(1)
         connection.paused_us = moment_us()
+        connection.held = True
         patience_s = self._settings.stall_s + connection.pipe.queued() / self._settings.slow_bytes_per_s
         connection.stall_us = connection.paused_us + int(patience_s * 1e6)
         self._wheel.put(connection, connection.stall_us)
@@ -310,12 +383,20 @@ class Hub:
         connection.paused_us = 0
         self._count_slow(-1)
         self._look_again(connection)
-        owed, connection.owed = connection.owed or {}, None
-        for subscriber, have in owed.items():
-            self._reset(connection, subscriber, have, "owed")
-        for subscriber in connection.session.subscribers.values():
-            self._catch_up(connection, subscriber)
+        if connection.transfer is not None:
+            self._transfers.resumed(connection)
+        else:
+            self._free(connection)
         self._acknowledge(connection)
+
+    def _free(self, connection: Connection) -> None:
+        """All that was sent has been taken: what was left out meanwhile."""
+        connection.held = False
+        for subscriber in connection.session.subscribers.values():
+            if (doubted := subscriber.doubted) is not None:
+                self._reset(connection, doubted)
+            else:
+                self._catch_up(connection, subscriber)
 
     def revoked(self, tokens: Iterable[str]) -> None:
         gone = set(tokens)
@@ -343,8 +424,8 @@ class Hub:
                 self.close(connection, code, reason)
             case Answered(receipt, seq):
                 self._store(connection, receipt, seq)
-            case Reset(subscriber, have, cause):
-                self._reset(connection, subscriber, have, cause)
+            case Reset():
+                self._reset(connection, effect)
             case Declared(subscribers):
                 for subscriber in subscribers:
                     if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
@@ -360,13 +441,19 @@ class Hub:
         connection.pipe.send(_encode(self._welcome(connection.session)))
         self._look_again(connection)
         for subscriber in subscribers:
-            key = (subscriber.namespace, subscriber.environment)
-            if room := self._rooms.get(key):
-                self._join(room, Arrival(connection, subscriber, hello))
-            else:
-                self._awaited.setdefault(key, []).append(Arrival(connection, subscriber, hello))
-                self.look_for(*key)
+            self._place(Arrival(connection, subscriber, hello))
         self._count()
+
+    def _place(self, arrival: Arrival) -> None:
+        """Into its room, or among those who wait for one."""
+        if arrival.connection.session not in self._connections:
+            return
+        key = (arrival.subscriber.namespace, arrival.subscriber.environment)
+        if room := self._rooms.get(key):
+            self._join(room, arrival)
+        else:
+            self._awaited.setdefault(key, []).append(arrival)
+            self.look_for(*key)
 
     def _join(self, room: Room, arrival: Arrival) -> None:
         room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
@@ -385,6 +472,8 @@ class Hub:
         return True
 
     def _owns(self, connection: Connection, hello: frames.Hello) -> bool:
+        if connection.session.anonymous:
+            return True
         _, newest = self._owners.get(hello.instance, ("", -1))
         if not self.may_speak_for(hello.instance, connection.session.principal.id, hello.incarnation):
             self.close(connection, problems.SUPERSEDED, "the instance id is in use")
@@ -431,40 +520,108 @@ class Hub:
 
     def _catch_up(self, connection: Connection, subscriber: Subscriber, *, first: bool = False) -> None:
         room = self.room(subscriber.namespace, subscriber.environment)
-        if room is None or connection.paused_us:
+        subscriber.owed |= first
+        if room is None or connection.held:
             return
         environment, have = room.environment, subscriber.cursor
         if have == environment.cursor:
-            if first:
+            if subscriber.owed:
                 connection.pipe.send(environment.current(subscriber.id))
         elif not _is_ahead(have, environment.cursor):
-            self._send_state(connection, subscriber, environment)
+            self._send_state(connection, subscriber, room)
+        subscriber.owed = False
 
-    def _send_state(self, connection: Connection, subscriber: Subscriber, environment: Environment) -> None:
+    def _send_state(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
+        environment = room.environment
+        if not environment.at_hand(subscriber.view, subscriber.cursor):
+            self._await_content(connection, subscriber, room)
+            return
         parts = environment.frames(subscriber.id, subscriber.view, subscriber.cursor)
         subscriber.cursor = environment.cursor
-        for part in parts:
-            connection.pipe.send(part)
+        self._send(connection, parts)
 
-    def _reset(self, connection: Connection, subscriber: Subscriber, have: Cursor | None, cause: str) -> None:
-        if connection.paused_us:  # once, when it reads again, however often it asks
-            connection.owed = (connection.owed or {}) | {subscriber: have}
+    def _await_content(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
+        """A large view takes many steps to gather: once for all who want it, in the turns of such work."""
+        connection.held = True
+        if subscriber.view not in room.gathering:
+            room.gathering[subscriber.view] = {}
+            self._turns.later(partial(self._gather, room, subscriber.view, room.environment.gather(subscriber.view)))
+        room.gathering[subscriber.view][subscriber] = connection
+
+    def _gather(self, room: Room, view: View, steps: Generator[None, None, Content]) -> None:
+        try:
+            next(steps)
+        except StopIteration as done:
+            made: dict[tuple[int, Cursor | None], list[bytes]] = {}
+            for subscriber, connection in room.gathering.pop(view).items():
+                self._turns.later(partial(self._hand_out, room, subscriber, connection, done.value, made))
+        except Exception:
+            log.exception("view_not_gathered", namespace=room.environment.namespace, environment=room.environment.environment)
+            for connection in room.gathering.pop(view).values():
+                if connection.session in self._connections:
+                    self.close(connection, problems.UNAVAILABLE, "its view could not be read; connect again")
+        else:
+            self._turns.later(partial(self._gather, room, view, steps))
+
+    def _hand_out(
+        self,
+        room: Room,
+        subscriber: Subscriber,
+        connection: Connection,
+        content: Content,
+        made: dict[tuple[int, Cursor | None], list[bytes]],
+    ) -> None:
+        """Everybody gets what was gathered, though the head may have moved on; from there they go on as ever. ``made``: what they share."""
+        if connection.session not in self._connections or not connection.held or connection.paused_us or connection.transfer:
+            return  # gone; or brought up to date otherwise, when it is free
+        if _is_ahead(subscriber.cursor, content.cursor):
+            self._free(connection)
             return
-        self._metrics.resyncs.labels(cause).inc()
+        key = (subscriber.id, subscriber.cursor)
+        if key not in made:
+            made[key] = renumbered(room.environment.parts_of(content, subscriber.cursor), subscriber.id)
+        subscriber.cursor = content.cursor
+        connection.held = False
+        self._send(connection, made[key])
+        if not connection.held:
+            self._free(connection)
+
+    def _send(self, connection: Connection, parts: list[bytes]) -> None:
+        if is_large(parts):
+            self._transfer(connection, parts)
+        else:
+            connection.pipe.send(parts[0])
+
+    def _transfer(self, connection: Connection, parts: list[bytes]) -> None:
+        connection.held = True
+        self._transfers.begin(connection, parts)
+
+    def _reset(self, connection: Connection, asked: Reset) -> None:
+        """Once, however often it is asked for while nothing can be sent."""
+        subscriber = asked.subscriber
         room = self.room(subscriber.namespace, subscriber.environment)
-        if room is None:
+        subscriber.doubted = asked if connection.held else None
+        if room is None or connection.held:
             return
+        self._metrics.resyncs.labels(asked.cause).inc()
         subscriber.cursor = room.environment.cursor
-        for part in room.environment.snapshot(subscriber.id, subscriber.view, have):
-            connection.pipe.charge(len(part))
-            connection.pipe.send(part)
+        parts = room.environment.snapshot(subscriber.id, subscriber.view, asked.have)
+        connection.pipe.charge(sum(map(len, parts)))
+        self._send(connection, parts)
 
     # --- fan-out ---
 
+    def _is_fanning(self) -> bool:
+        return self._walks > 0
+
     async def _go_on(self, room: Room, walk: Iterator[None]) -> None:
-        await asyncio.sleep(0)
-        while self._has_more(room, walk):  # noqa: ASYNC110  # lets others have the loop, waits for nothing
+        self._walks += 1
+        try:
             await asyncio.sleep(0)
+            while self._has_more(room, walk):  # noqa: ASYNC110  # lets others have the loop, waits for nothing
+                await asyncio.sleep(0)
+        finally:
+            self._walks -= 1
 
     def _has_more(self, room: Room, walk: Iterator[None]) -> bool:
         """Sends one slice. A walk that fails is over; the next version begins another."""
@@ -494,8 +651,9 @@ class Hub:
         for (view, number), members in list(room.groups.items()):
             have, target = object(), None
             parts: list[bytes] = []
+            large = False
             for subscriber, connection in list(members.items()):
-                if connection.paused_us or subscriber.cursor is environment.cursor:
+                if connection.held or subscriber.cursor is environment.cursor:
                     continue
                 if subscriber.cursor is not have or target is not environment.cursor:
                     have, target = subscriber.cursor, environment.cursor
@@ -503,9 +661,12 @@ class Hub:
                         have = object()
                         continue
                     parts = environment.frames(number, view, subscriber.cursor)
+                    large = is_large(parts)
                 subscriber.cursor = target
-                for part in parts:
-                    connection.pipe.send(part)
+                if large:
+                    self._transfer(connection, parts)
+                else:
+                    connection.pipe.send(parts[0])
                 sent += 1
                 if sent % SLICE == 0 and now_us() >= until_us:
                     yield
@@ -520,14 +681,13 @@ class Hub:
             if index % PUSH_SLICE == PUSH_SLICE - 1:
                 await asyncio.sleep(0)
             head = room.environment.cursor
-            if subscriber.runs == head or connection.paused_us or connection.session not in self._connections:
+            if subscriber.runs == head or connection.held or connection.session not in self._connections:
                 continue
             key = ((subscriber.view, subscriber.id), subscriber.runs, head)
             if key not in made:
                 made[key] = room.environment.pushed_again(subscriber.id, subscriber.view, subscriber.runs, trace)
             subscriber.cursor = head
-            for part in made[key]:
-                connection.pipe.send(part)
+            self._send(connection, made[key])
             self._metrics.resyncs.labels("replay").inc()
 
     async def _spread_head(self, room: Room) -> None:
@@ -536,11 +696,7 @@ class Hub:
         for index, (subscriber, connection) in enumerate(everybody):
             if room.environment.closed:
                 return
-            if (
-                subscriber.cursor == room.environment.cursor
-                and not connection.paused_us
-                and connection.session in self._connections
-            ):
+            if subscriber.cursor == room.environment.cursor and not connection.held and connection.session in self._connections:
                 connection.pipe.send(room.environment.head_frame(subscriber.id))
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(min(pause, 1.0))
@@ -550,6 +706,8 @@ class Hub:
     def _report_joined(self, subscriber: Subscriber) -> None:
         """Also once more, when what it declares has changed."""
         session = subscriber.session
+        if session.anonymous:
+            return
         declares, subscriber.declares = subscriber.declares, None
         assert session.fingerprint, "nothing is known of a session before its hello"
         self._outbox.put(
@@ -574,6 +732,8 @@ class Hub:
 
     def _report_left(self, subscriber: Subscriber, reason: str) -> None:
         session = subscriber.session
+        if session.anonymous:
+            return
         self._outbox.put(
             Unsubscribed(
                 namespace=subscriber.namespace,
@@ -654,9 +814,11 @@ class Hub:
                 connection.pipe.abort()
                 return
         elif not connection.session.instance:
-            if at_us - connection.opened_us >= self._settings.hello_s * 1e6:
+            if not connection.early and at_us - connection.opened_us >= self._settings.hello_s * 1e6:
                 self.close(connection, problems.PROTOCOL, "hello did not come")
                 return
+        elif not heartbeat_us:
+            return  # who holds it knows by other means that its client is there
         elif at_us - connection.heard_us >= MISSED_HEARTBEATS * heartbeat_us:
             self.close(connection, problems.UNAVAILABLE, "silent")
             return
@@ -672,6 +834,9 @@ class Hub:
             due_us = connection.stall_us
         elif not connection.session.instance:
             due_us = connection.opened_us + int(self._settings.hello_s * 1e6)
+        elif not heartbeat_us:
+            self._wheel.drop(connection)
+            return
         elif at_us - heard_us < PING_AFTER_HEARTBEATS * heartbeat_us:
             due_us = heard_us + int(PING_AFTER_HEARTBEATS * heartbeat_us)
         else:
@@ -690,11 +855,11 @@ class Hub:
     def leave(self) -> None:
         """This node goes away: nobody is let in any more, and nobody who polls is held. See `drain`."""
         self.draining = True
-        for room in self._rooms.values():
-            room.environment.release()
+        self._spawn(self._polls.drain(self._settings.drain_s / 2))
 
     async def end(self) -> None:
         """After everybody has gone."""
+        await self._polls.drain(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -704,7 +869,7 @@ class Hub:
         """Raises NotReady, or Overloaded, when no more connections are taken."""
         if self.draining:
             raise NotReady("this node is going away", retry_after=1)
-        if len(self._connections) >= self._settings.max_connections:
+        if len(self._connections) + len(self._polls) >= self._settings.max_connections:
             raise Overloaded("this node takes no more connections now", retry_after=5)
 
     def _spawn(self, work: object) -> asyncio.Task[None]:
@@ -717,6 +882,11 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("fan_out_failed", exc_info=error)
+
+
+async def _step_by_step(steps: Generator[None, None, object]) -> None:
+    for _ in steps:
+        await asyncio.sleep(0)
 
 
 def _is_ahead(have: Cursor | None, head: Cursor) -> bool:

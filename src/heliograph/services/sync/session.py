@@ -44,6 +44,8 @@ class Subscriber:
     cursor: Cursor | None
     runs: Cursor | None = None
     declares: frames.Declares | None = None  # until it is reported; the ledger keeps it
+    owed: bool = False  # an answer to its hello, though there be nothing new
+    doubted: Reset | None = None  # its state, and nothing could be sent since
 
     def answered(self, receipt: frames.Receipt) -> None:
         if receipt.state in ("applied", "unaffected") and (self.runs is None or receipt.number > self.runs.number):
@@ -128,6 +130,8 @@ class Session:
     subscribers: dict[int, Subscriber] = field(default_factory=dict)
     heard_us: int = 0
     fingerprint: frames.Fingerprint | None = None
+    anonymous: bool = False
+    """It is sent what it asks for, and nobody counts it: no instance is told of by it."""
 
     def take(self, text: bytes, now_us: int) -> list[Effect]:
         """Everything one text message means. Never raises for what a client sends."""
@@ -141,6 +145,12 @@ class Session:
         except HeliographError as error:
             told = frames.ErrorFrame(code=error.code, detail=error.detail)
             return [Send(told), Close(problems.close_code_of(error), error.code)]
+
+    def open(self, hello: frames.Hello) -> Opened:
+        """As a hello that came in a frame, for who says it by other means. Raises what is wrong with it."""
+        opened = self._opened(hello)
+        assert isinstance(opened, Opened), "said once"
+        return opened
 
     def _take(self, frame: frames.FromClient, now_us: int) -> list[Effect]:
         if isinstance(frame, frames.Hello):

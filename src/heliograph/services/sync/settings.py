@@ -83,7 +83,16 @@ class SyncSettings(LogSettings):
     past_versions: int = Field(
         256, ge=1, description="versions per environment from which deltas are made; from older ones: snapshots"
     )
-    frame_cache_bytes: int = Field(64 * 1024 * 1024, ge=0, description="bytes of encoded frames kept per environment's head")
+    transfer_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="bytes of large frames sent and not yet read, of all clients together; who would exceed it waits its turn",
+    )
+    frame_cache_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="bytes of encoded frames kept per environment's head, and as many of the views they are made from",
+    )
     # with full jitter: the third attempt comes within a second, a quarantined environment is then tried every few seconds
     reload_backoff_s: float = Field(0.2, gt=0, description="bound of the first pause before an environment is read again")
     reload_attempts: int = Field(

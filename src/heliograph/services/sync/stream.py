@@ -32,7 +32,7 @@ from picows import (
 
 from heliograph.access.permissions import Action, allow, permits
 from heliograph.access.principal import Authenticator
-from heliograph.core.errors import HeliographError, Overloaded, Throttled, Unauthenticated
+from heliograph.core.errors import HeliographError, NotReady, Overloaded, Throttled, Unauthenticated
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
 from heliograph.runtime.clock import moment_us, now_us
@@ -44,6 +44,7 @@ from heliograph.services.sync.handshake import refused, token_of
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.tickets import Tickets
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -79,7 +80,13 @@ HANDSHAKE_S: Final = 5
 
 class Stream:
     def __init__(
-        self, hub: Hub, authenticator: Authenticator, settings: SyncSettings, admission: Admission, metrics: Metrics
+        self,
+        hub: Hub,
+        authenticator: Authenticator,
+        settings: SyncSettings,
+        admission: Admission,
+        tickets: Tickets,
+        metrics: Metrics,
     ) -> None:
         self.hub = hub
         self.settings = settings
@@ -93,6 +100,7 @@ class Stream:
         self._door: Door | None = None
         self._renewing: set[Connection] = set()
         self._authenticator = authenticator
+        self._tickets = tickets
         self._tokens: dict[Connection, str] = {}
         self._greeting = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -199,18 +207,24 @@ class Stream:
     def _accepted(self, request: WSUpgradeRequest, came: Arrival | None) -> WSUpgradeResponseWithListener:
         if came is not None and came.refusal is not None:
             raise came.refusal
-        text = token_of(request)
-        self._admit()
+        text = token_of(request, self._redeemed)
+        self._admit_greeting()
         response = WSUpgradeResponse.create_101_response({"Sec-WebSocket-Protocol": SUBPROTOCOL})
         return WSUpgradeResponseWithListener(response, _Listener(self, text))
 
-    def _admit(self) -> None:
-        """Raises Overloaded."""
+    def _redeemed(self, ticket: str) -> str:
+        return self._tickets.redeem(ticket, now_us())
+
+    def admit(self) -> None:
+        """Raises Overloaded or NotReady when this node takes no more connections now."""
         try:
             self.hub.admit()
-        except Overloaded as error:
+        except (Overloaded, NotReady) as error:
             raise self._admission.refuse("draining" if self.hub.draining else "node", error) from None
         self._admission.check_load()
+
+    def _admit_greeting(self) -> None:
+        self.admit()
         if self._greeting >= self.settings.max_handshakes:
             full = Overloaded("too many connections are being opened at once", retry_after=1)
             raise self._admission.refuse("handshakes", full)
@@ -246,8 +260,19 @@ class Stream:
             heard_us=now_us(),
         )
         connection = self.hub.connect(session, listener)
-        self._tokens[connection] = text
+        self.watch(connection, text)
         listener.begin(connection)
+
+    def enter(self, token: str) -> None:
+        """Counts a connection of this token, until `leave` or until one that is watched has `ended`. Raises Throttled."""
+        self._admission.enter(token)
+
+    def leave(self, token: str) -> None:
+        self._admission.leave(token)
+
+    def watch(self, connection: Connection, text: str) -> None:
+        """It goes on for as long as this token is valid."""
+        self._tokens[connection] = text
 
     def ended(self, connection: Connection) -> None:
         if self._tokens.pop(connection, None) is not None:
