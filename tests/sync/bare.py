@@ -22,6 +22,7 @@ from heliograph.core.errors import HeliographError, Unauthenticated
 from heliograph.core.replica import Assembler, Replica
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.admission import Admission
+from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
@@ -284,7 +285,8 @@ async def running(**settings: Any) -> AsyncIterator[Node]:
         yield node
     finally:
         server.close()
-        await node.hub.drain(0)
+        await Drain(node.hub, per_s=1e6, within_s=0.01).run()
+        await node.hub.end()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

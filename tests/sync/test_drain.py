@@ -153,7 +153,7 @@ async def test_a_poll_that_is_held_is_answered_and_is_the_last_on_its_connection
         world.bundles.get(f"/v1/bundles/{NAMESPACE}/{ENVIRONMENT}", params={"have": have, "wait": 25}, timeout=DEADLINE_S)
     )
     async with asyncio.timeout(DEADLINE_S), httpx.AsyncClient(base_url=world.bundles.base_url) as other:
-        while b"heliograph_http_requests_in_flight 2.0" not in (await other.get("/metrics")).content:
+        while b"heliograph_polls_held 1.0" not in (await other.get("/metrics")).content:
             await asyncio.sleep(0.01)
         world.sync.stop.set()
         answer = await held
