@@ -59,8 +59,8 @@ ALIVE_S: Final = 2.0
 TICK_S: Final = 0.5
 WHEEL_SLOTS: Final = 128
 """Of a tick each: a minute, in which most of what a connection waits for is due."""
-PING_AFTER_HEARTBEATS: Final = 1.5
-"""A client not heard of for so long is pinged, and again a heartbeat later; then `MISSED_HEARTBEATS` are over."""
+PATIENCE_HEARTBEATS: Final = MISSED_HEARTBEATS / 2
+"""A client not heard of for so long is pinged, and has as long again to answer."""
 FIND_S: Final = 5.0
 MAX_OWNERS: Final = 200_000
 _encode = msgspec.json.Encoder().encode
@@ -97,6 +97,7 @@ class Connection:
     opened_us: int
     heard_us: int
     paused_us: int = 0
+    pinged_us: int = 0
     stall_us: int = 0
     owed: dict[Subscriber, Cursor | None] | None = None
     slot: int = -1
@@ -258,7 +259,7 @@ class Hub:
     def connect(self, session: Session, pipe: Pipe) -> Connection:
         connection = Connection(session, pipe, moment_us(), moment_us())
         self._connections[session] = connection
-        self._wheel.put(connection, connection.opened_us + int(self._settings.hello_s * 1e6))
+        self._look_again(connection)
         self._metrics.connections.set(len(self._connections))
         return connection
 
@@ -298,7 +299,7 @@ class Hub:
         connection.paused_us = moment_us()
         patience_s = self._settings.stall_s + connection.pipe.queued() / self._settings.slow_bytes_per_s
         connection.stall_us = connection.paused_us + int(patience_s * 1e6)
-        self._wheel.put(connection, connection.stall_us)
+        self._look_again(connection)
 
     def resumed(self, connection: Connection) -> None:
         """It takes again: one frame from where it was to the head, and what it had asked for. Full again, it is out again."""
@@ -634,37 +635,36 @@ class Hub:
             await asyncio.sleep(TICK_S)
 
     def _look_after(self, connection: Connection, at_us: int) -> None:
-        """Something of this one is due: the end of a stall, its hello, a ping, or the end of its silence."""
-        heartbeat_us = connection.session.heartbeat_us
+        """Something of this one is due: the end of a stall, its hello, a ping, or the answer to one. Nobody is closed for a silence in which it was
+        not asked: it may be this node that was not there."""
         if connection.paused_us:
             if at_us >= connection.stall_us:
                 self.close(connection, problems.SLOW_CONSUMER, "did not read")
                 connection.pipe.abort()
                 return
         elif not connection.session.instance:
-            if at_us - connection.opened_us >= self._settings.hello_s * 1e6:
+            if at_us >= self._due_us(connection):
                 self.close(connection, problems.PROTOCOL, "hello did not come")
                 return
-        elif at_us - connection.heard_us >= MISSED_HEARTBEATS * heartbeat_us:
-            self.close(connection, problems.UNAVAILABLE, "silent")
-            return
-        elif at_us - connection.heard_us >= PING_AFTER_HEARTBEATS * heartbeat_us:
+        elif at_us >= self._due_us(connection):
+            if connection.pinged_us > connection.heard_us:
+                self.close(connection, problems.UNAVAILABLE, "silent")
+                return
             self._metrics.pings_sent.inc()
+            connection.pinged_us = at_us
             connection.pipe.ping()
         self._look_again(connection)
 
     def _look_again(self, connection: Connection) -> None:
-        """When something of it is due next."""
-        heartbeat_us, heard_us, at_us = connection.session.heartbeat_us, connection.heard_us, moment_us()
+        self._wheel.put(connection, self._due_us(connection))
+
+    def _due_us(self, connection: Connection) -> int:
+        """When something is to be done about it, should it stay as it is."""
         if connection.paused_us:
-            due_us = connection.stall_us
-        elif not connection.session.instance:
-            due_us = connection.opened_us + int(self._settings.hello_s * 1e6)
-        elif at_us - heard_us < PING_AFTER_HEARTBEATS * heartbeat_us:
-            due_us = heard_us + int(PING_AFTER_HEARTBEATS * heartbeat_us)
-        else:
-            due_us = min(at_us, heard_us + (MISSED_HEARTBEATS - 1) * heartbeat_us) + heartbeat_us
-        self._wheel.put(connection, due_us)
+            return connection.stall_us
+        if not connection.session.instance:
+            return connection.opened_us + int(self._settings.hello_s * 1e6)
+        return max(connection.heard_us, connection.pinged_us) + int(PATIENCE_HEARTBEATS * connection.session.heartbeat_us)
 
     def _count_slow(self, more: int) -> None:
         self._slow += more
