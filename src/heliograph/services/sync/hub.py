@@ -647,7 +647,7 @@ class Hub:
                 self.close(connection, problems.PROTOCOL, "hello did not come")
                 return
         elif at_us >= self._due_us(connection):
-            if connection.pinged_us > connection.heard_us:
+            if connection.pinged_us - connection.heard_us > connection.session.heartbeat_us:  # the ping is the last that was
                 self.close(connection, problems.UNAVAILABLE, "silent")
                 return
             self._metrics.pings_sent.inc()

@@ -29,7 +29,7 @@ class SyncSettings(LogSettings):
     head_spread_s: float = Field(
         60.0, ge=0, description="seconds over which renewed heads are spread, so that they are no burst"
     )
-    # a third of a minute for a document of 256 KB: what a phone on a bad day still does
+    # half a minute for a part of a snapshot, 256 KiB: what a mobile line on a bad day still does
     slow_bytes_per_s: int = Field(
         8 * 1024, ge=1, description="bytes a second at which a full connection must at least drain, on top of `stall_s`"
     )
