@@ -73,6 +73,17 @@ async def test_attempts_of_one_address_are_limited_and_those_that_are_in_stay():
         await inside.alive()
 
 
+async def test_a_proxy_s_address_is_everybody_s():
+    async with (
+        running(connects_per_address_s=0.001, max_connections_per_address=1, proxy_addresses="10.0.0.1, 127.0.0.1") as node,
+        node.open() as one,
+        node.open() as two,
+        node.open() as three,
+    ):
+        for raw in (one, two, three):
+            await raw.alive()
+
+
 async def test_more_attempts_than_can_be_answered_are_cut_off_without_a_word():
     async with running(connects_per_address_s=1) as node:
         node.admission._told = Buckets(0.001, 0)  # one word

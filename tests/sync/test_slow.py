@@ -180,26 +180,38 @@ def receipt(held: Replica, seq: int) -> frames.Receipt:
 
 
 async def test_who_is_not_heard_of_is_pinged_and_closed_when_it_stays_silent():
-    async with running(heartbeat_s=0.4) as node, node.open() as raw:
+    async with running(heartbeat_s=0.5) as node, node.open() as raw:
         pings = 0
         while (told := await raw.next())[0] != 0x8:
             pings += told[0] == 0x9
-        assert pings >= 1
+        assert pings == 1
         assert int.from_bytes(told[1][:2], "big") == 4004
         await node.empty()
 
 
 async def test_who_answers_pings_is_alive():
-    async with running(heartbeat_s=0.4) as node, node.open() as raw:
+    async with running(heartbeat_s=1.5) as node, node.open() as raw:
         pings = 0
-        while pings < 5:
+        while pings < 2:
             opcode, payload = await raw.next()
             assert opcode != 0x8
             if opcode == 0x9:
                 pings += 1
                 raw.write(frame(0xA, payload))
         await raw.alive()
-        assert node.value("pings_sent_total") >= 5
+        assert node.value("pings_sent_total") >= 2
+
+
+async def test_a_node_that_was_not_there_itself_asks_before_it_closes_anybody():
+    """Stopped for an hour, as a virtual machine may be: its clients' words are in its sockets."""
+    async with running() as node, node.open() as raw:
+        [connection] = node.hub._connections.values()
+        connection.heard_us -= 3600 * 1_000_000
+        node.hub._look_again(connection)
+        while (told := await raw.next())[0] != 0x9:
+            assert told[0] != 0x8
+        raw.write(frame(0xA, told[1]))
+        await raw.alive()
 
 
 async def test_who_says_no_hello_is_closed():

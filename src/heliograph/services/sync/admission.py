@@ -64,6 +64,7 @@ class Admission:
         self._attempts = Buckets(settings.connects_per_address_s, settings.connects_per_address_s * BURST_S)
         self._requests = Buckets(settings.requests_per_address_s, settings.requests_per_address_s * BURST_S)
         self._told = Buckets(TOLD_PER_S, TOLD_PER_S)
+        self._proxies = {place_of(each.strip()) for each in settings.proxy_addresses.split(",") if each.strip()}
         self._places: Counter[Place] = Counter()
         self._tokens: Counter[str] = Counter()
         self.lag_s = 0.0
@@ -73,6 +74,8 @@ class Admission:
     def arrive(self, place: Place) -> Unavailable | None:
         """Counts one socket of this place until `left`. Why it may stay for no more than an answer; None: it may go on."""
         self._places[place] += 1
+        if place in self._proxies:
+            return None
         most = self._settings.max_connections_per_address
         if most and self._places[place] > most:
             return self._no("address", Throttled(f"more than {most:,} connections from one address", retry_after=10))
@@ -124,7 +127,8 @@ class Admission:
 
     def request(self, host: str) -> None:
         """Raises Throttled when this address asks too often."""
-        if wait_s := self._requests.take(place_of(host), time.monotonic()):
+        place = place_of(host)
+        if place not in self._proxies and (wait_s := self._requests.take(place, time.monotonic())):
             raise self._no("requests", Throttled("too many requests from one address", retry_after=wait_s + 1))
 
     def _no(self, reason: str, error: Unavailable) -> Unavailable:

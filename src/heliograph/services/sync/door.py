@@ -21,6 +21,8 @@ from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
+IN_A_ROW: Final = 128
+"""Connections taken between two turns of the loop: some 10 ms of work."""
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -62,13 +64,14 @@ class Door(socket.socket):
         self._refused = metrics.connections_refused
         self._max_opening = max_opening
         self._opening: OrderedDict[Arrival, None] = OrderedDict()
+        self._in_a_row = 0
         self._spare: socket.socket | None = socket.socket()  # a descriptor, to let somebody out when there is none left
 
     def accept(self) -> tuple[socket.socket, Any]:
         """The next one that may come in or gets an answer; the others are closed. Raises as `socket.accept` does, but never for want of
         descriptors."""
         while True:
-            accepted, address = self._accept_any()
+            accepted, address = self._next()
             came = Arrival(accepted, self, place_of(address[0]))
             came.refusal = self._admission.arrive(came.place)
             if came.refusal and not self._admission.has_words():
@@ -100,6 +103,17 @@ class Door(socket.socket):
             self._spare = None
         super().close()
 
+    def _next(self) -> tuple[socket.socket, Any]:
+        """Whoever comes next. Raises BlockingIOError when nobody does, and now and then so that others have the loop, too."""
+        self._in_a_row += 1
+        try:
+            if self._in_a_row > IN_A_ROW:
+                raise BlockingIOError(errno.EAGAIN, "others have their turn")
+            return self._accept_any()
+        except BlockingIOError:
+            self._in_a_row = 0
+            raise
+
     def _accept_any(self) -> tuple[socket.socket, Any]:
         while True:
             try:
@@ -112,14 +126,14 @@ class Door(socket.socket):
     def _let_one_out(self) -> None:
         """Without a free descriptor nobody could even be refused, and the loop would be told of the same caller for ever."""
         self._refused.labels("descriptors").inc()
-        if self._spare is None:
-            raise BlockingIOError(errno.EAGAIN, "no descriptor is free")
-        self._spare.close()
-        self._spare = None
+        spare, self._spare = self._spare, None
         try:
-            super().accept()[0].close()
-        finally:
+            if spare is not None:
+                spare.close()
+                super().accept()[0].close()
             self._spare = socket.socket()
+        except OSError as error:  # somebody else was faster, or the caller has gone
+            raise BlockingIOError(errno.EAGAIN, "no descriptor is free") from error
 
     def _turn_out(self) -> None:
         longest, _ = self._opening.popitem(last=False)

@@ -63,8 +63,10 @@ ALIVE_S: Final = 2.0
 TICK_S: Final = 0.5
 WHEEL_SLOTS: Final = 128
 """Of a tick each: a minute, in which most of what a connection waits for is due."""
-PING_AFTER_HEARTBEATS: Final = 1.5
-"""A client not heard of for so long is pinged, and again a heartbeat later; then `MISSED_HEARTBEATS` are over."""
+PATIENCE_HEARTBEATS: Final = MISSED_HEARTBEATS / 2
+"""A client not heard of for so long is pinged, and has as long again to answer."""
+NEVER_US: Final = 1 << 62
+"""Of a session without a heartbeat: who holds it knows by other means that its client is there."""
 FIND_S: Final = 5.0
 MAX_OWNERS: Final = 200_000
 MAX_EARLY: Final = 2
@@ -103,6 +105,7 @@ class Connection:
     opened_us: int
     heard_us: int
     paused_us: int = 0
+    pinged_us: int = 0
     stall_us: int = 0
     slot: int = -1
     held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
@@ -303,7 +306,7 @@ class Hub:
     def connect(self, session: Session, pipe: Pipe) -> Connection:
         connection = Connection(session, pipe, moment_us(), moment_us())
         self._connections[session] = connection
-        self._wheel.put(connection, connection.opened_us + int(self._settings.hello_s * 1e6))
+        self._look_again(connection)
         self._metrics.connections.set(len(self._connections))
         return connection
 
@@ -376,7 +379,7 @@ class Hub:
         connection.held = True
         patience_s = self._settings.stall_s + connection.pipe.queued() / self._settings.slow_bytes_per_s
         connection.stall_us = connection.paused_us + int(patience_s * 1e6)
-        self._wheel.put(connection, connection.stall_us)
+        self._look_again(connection)
 
     def resumed(self, connection: Connection) -> None:
         """It takes again: one frame from where it was to the head, and what it had asked for. Full again, it is out again."""
@@ -806,42 +809,38 @@ class Hub:
             await asyncio.sleep(TICK_S)
 
     def _look_after(self, connection: Connection, at_us: int) -> None:
-        """Something of this one is due: the end of a stall, its hello, a ping, or the end of its silence."""
-        heartbeat_us = connection.session.heartbeat_us
+        """Something of this one is due: the end of a stall, its hello, a ping, or the answer to one. Nobody is closed for a silence in which it was
+        not asked: it may be this node that was not there."""
         if connection.paused_us:
             if at_us >= connection.stall_us:
                 self.close(connection, problems.SLOW_CONSUMER, "did not read")
                 connection.pipe.abort()
                 return
         elif not connection.session.instance:
-            if not connection.early and at_us - connection.opened_us >= self._settings.hello_s * 1e6:
+            if not connection.early and at_us >= self._due_us(connection):
                 self.close(connection, problems.PROTOCOL, "hello did not come")
                 return
-        elif not heartbeat_us:
-            return  # who holds it knows by other means that its client is there
-        elif at_us - connection.heard_us >= MISSED_HEARTBEATS * heartbeat_us:
-            self.close(connection, problems.UNAVAILABLE, "silent")
-            return
-        elif at_us - connection.heard_us >= PING_AFTER_HEARTBEATS * heartbeat_us:
+        elif at_us >= self._due_us(connection):
+            if connection.pinged_us - connection.heard_us > connection.session.heartbeat_us:  # the ping is the last that was
+                self.close(connection, problems.UNAVAILABLE, "silent")
+                return
             self._metrics.pings_sent.inc()
+            connection.pinged_us = at_us
             connection.pipe.ping()
         self._look_again(connection)
 
     def _look_again(self, connection: Connection) -> None:
-        """When something of it is due next."""
-        heartbeat_us, heard_us, at_us = connection.session.heartbeat_us, connection.heard_us, moment_us()
+        self._wheel.put(connection, self._due_us(connection))
+
+    def _due_us(self, connection: Connection) -> int:
+        """When something is to be done about it, should it stay as it is."""
         if connection.paused_us:
-            due_us = connection.stall_us
-        elif not connection.session.instance:
-            due_us = connection.opened_us + int(self._settings.hello_s * 1e6)
-        elif not heartbeat_us:
-            self._wheel.drop(connection)
-            return
-        elif at_us - heard_us < PING_AFTER_HEARTBEATS * heartbeat_us:
-            due_us = heard_us + int(PING_AFTER_HEARTBEATS * heartbeat_us)
-        else:
-            due_us = min(at_us, heard_us + (MISSED_HEARTBEATS - 1) * heartbeat_us) + heartbeat_us
-        self._wheel.put(connection, due_us)
+            return connection.stall_us
+        if not connection.session.instance:
+            return connection.opened_us + int(self._settings.hello_s * 1e6)
+        if not connection.session.heartbeat_us:
+            return NEVER_US
+        return max(connection.heard_us, connection.pinged_us) + int(PATIENCE_HEARTBEATS * connection.session.heartbeat_us)
 
     def _count_slow(self, more: int) -> None:
         self._slow += more

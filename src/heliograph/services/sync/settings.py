@@ -29,7 +29,7 @@ class SyncSettings(LogSettings):
     head_spread_s: float = Field(
         60.0, ge=0, description="seconds over which renewed heads are spread, so that they are no burst"
     )
-    # a third of a minute for a document of 256 KB: what a phone on a bad day still does
+    # half a minute for a part of a snapshot, 256 KiB: what a mobile line on a bad day still does
     slow_bytes_per_s: int = Field(
         8 * 1024, ge=1, description="bytes a second at which a full connection must at least drain, on top of `stall_s`"
     )
@@ -49,6 +49,10 @@ class SyncSettings(LogSettings):
         ge=0,
         description="connections of one address (IPv6: of one /64); behind a proxy or NAT all come from one; 0: no limit",
     )
+    proxy_addresses: str = Field(
+        "",
+        description="addresses of proxies in front of this node, separated by commas, to which limits of an address do not apply",
+    )
     connects_per_address_s: float = Field(
         1000.0, ge=0, description="attempts to connect of one address a second, with five seconds' worth saved up; 0: no limit"
     )
@@ -58,7 +62,7 @@ class SyncSettings(LogSettings):
     max_opening: int = Field(
         5000, ge=1, description="connections that have not asked for the stream yet; with more, the longest waiting is closed"
     )
-    max_handshakes: int = Field(500, ge=1, description="connections between upgrade and hello at a time")
+    max_handshakes: int = Field(500, ge=1, description="connections whose token is being checked at a time")
 
     # an SDK sends a frame per version and subscription at most, usually far fewer; the longest burst is a reconnect's receipts
     frames_per_s: float = Field(

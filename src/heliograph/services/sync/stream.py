@@ -12,7 +12,9 @@ import asyncio
 import logging
 import secrets
 import socket
+import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -35,7 +37,7 @@ from heliograph.access.principal import Authenticator
 from heliograph.core.errors import HeliographError, NotReady, Overloaded, Throttled, Unauthenticated
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
-from heliograph.runtime.clock import moment_us, now_us
+from heliograph.runtime.clock import now_us
 from heliograph.runtime.listening import listening
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.door import Arrival, Door, arrival
@@ -50,6 +52,9 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
 
+TEXT: Final = (
+    WSMsgType.TEXT
+)  # an attribute of an enumeration, and comparing two by value, cost more than what is done with the frame
 SEND_BUFFER: Final = 64 * 1024
 """Kernel bytes per socket: a client that stops reading is noticed after some 150 KiB instead of 4 MB."""
 RECEIVE_BUFFER: Final = 64 * 1024
@@ -58,11 +63,11 @@ CONGESTION: Final = b"cubic"
 """Frames are small and far apart, nothing to pace: under BBR each send arms a timer, a fifth of a fan-out's time (docs/benchmarks.md)."""
 DEAD_PEER_MS: Final = 30_000
 BACKLOG: Final = 4096
-BURST_US: Final = 10_000_000
+BURST_S: Final = 10.0
 """Of its allowance that a quiet client has saved up."""
-MAX_DEBT_US: Final = 30_000_000
+MAX_DEBT_S: Final = 30.0
 """Beyond the allowance and all that was saved: nobody honest sends that between two turns of the loop."""
-MAX_CHARGE_US: Final = 10_000_000
+MAX_CHARGE_S: Final = 10.0
 """A snapshot that was asked for delays what the client says next by that at most: it may be rightful, and large."""
 MAX_EARLY: Final = 2
 """Messages before the token is checked: hello, and one that follows at once."""
@@ -93,8 +98,10 @@ class Stream:
         self.ending: set[_Listener] = set()
         """Closed by us or by the client, and not gone yet."""
         self.throttled = metrics.clients_throttled
-        self.frame_us = 1e6 / settings.frames_per_s
-        self.byte_us = 1e6 / settings.bytes_per_s
+        self.frame_s = 1 / settings.frames_per_s
+        self.byte_s = 1 / settings.bytes_per_s
+        self.clock: Callable[[], float] = time.monotonic
+        """Read for every frame: once it serves, the loop's own, which is a memory read and as old as the loop's turn."""
         self._admission = admission
         self._metrics = metrics
         self._door: Door | None = None
@@ -107,6 +114,7 @@ class Stream:
 
     async def serve(self, host: str, port: int) -> asyncio.base_events.Server:
         """Starts listening. Raises InvalidRequest when it cannot."""
+        self.clock = asyncio.get_running_loop().time
         taken = listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare)
         self._door = Door(taken, self._admission, self._metrics, max_opening=self.settings.max_opening)
         return await ws_create_server(
@@ -295,7 +303,7 @@ class _Listener(WSListener):
         "_fragments",
         "_held",
         "_pong",
-        "_spent_us",
+        "_spent_s",
         "_stream",
         "_text",
         "_throttled",
@@ -312,7 +320,7 @@ class _Listener(WSListener):
         self._fragments: Fragments | None = None
         self._held: deque[bytes] | None = None  # what waits for a full socket
         self._pong: bytes | None = None  # owed to the last ping that came while it was full
-        self._spent_us = 0  # until when what it has sent keeps its allowance busy
+        self._spent_s = 0.0  # until when what it has sent keeps its allowance busy
         self._throttled: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._flows = False  # open, and not full
@@ -322,7 +330,7 @@ class _Listener(WSListener):
 
     def send(self, data: bytes) -> None:
         if self._flows:
-            self._transport.send(WSMsgType.TEXT, data)  # type: ignore[union-attr]  # it flows, so it is there
+            self._transport.send(TEXT, data)  # type: ignore[union-attr]  # it flows, so it is there
         elif self.open:
             self._hold(data)
 
@@ -334,9 +342,9 @@ class _Listener(WSListener):
         return self._transport.underlying_transport.get_write_buffer_size() if self._transport else 0
 
     def charge(self, size: int) -> None:
-        now_us = moment_us()
-        spent_us = max(self._spent_us, now_us) + int(size * self._stream.byte_us)
-        self._spent_us = min(spent_us, now_us + BURST_US + MAX_CHARGE_US)
+        now_s = self._stream.clock()
+        spent_s = max(self._spent_s, now_s) + size * self._stream.byte_s
+        self._spent_s = min(spent_s, now_s + BURST_S + MAX_CHARGE_S)
 
     def close(self, code: int, reason: str) -> None:
         """Waits `CLOSE_S` for the client's own close, so that ours reaches it; less when it cannot come."""
@@ -370,7 +378,7 @@ class _Listener(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if not self.open:
-            if frame.msg_type == WSMsgType.CLOSE:
+            if frame.msg_type is WSMsgType.CLOSE:
                 transport.disconnect()
             return
         try:
@@ -402,7 +410,7 @@ class _Listener(WSListener):
             return
         self._flows = True
         while self._held and self._flows:
-            self._transport.send(WSMsgType.TEXT, self._held.popleft())
+            self._transport.send(TEXT, self._held.popleft())
         if not self._flows:  # full again; `pause_writing` has told the hub
             return
         self._held = None
@@ -416,29 +424,37 @@ class _Listener(WSListener):
     # --- what it sends ---
 
     def _took(self, frame: WSFrame) -> None:
-        now_us = moment_us()
+        """Receipts come by the ten thousand at once: what every frame goes through is as short as it can be."""
+        stream = self._stream
+        now_s = stream.clock()
+        spent_s = max(now_s, self._spent_s)
+        self._spent_s = spent_s = spent_s + stream.frame_s + frame.payload_size * stream.byte_s
+        if spent_s - now_s > BURST_S:
+            self._overspent(spent_s - now_s - BURST_S)
         if self._connection:
-            self._connection.heard_us = now_us
-        self._spend(now_us, int(self._stream.frame_us + frame.payload_size * self._stream.byte_us))
+            self._connection.heard_us = int(now_s * 1e6)
         kind = frame.msg_type
-        if kind == WSMsgType.CLOSE:
-            self._said_goodbye(frame)
-        elif frame.rsv1 or frame.rsv2 or frame.rsv3:
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
             raise Violation(PROTOCOL_ERROR, "no extension was negotiated")
-        elif kind == WSMsgType.PING:
-            self._pinged(frame.get_payload_as_bytes())
-        elif kind != WSMsgType.PONG:
-            self._message(frame)
+        if kind is TEXT and frame.fin and self._fragments is None:
+            self._take(whole(frame.get_payload_as_bytes()))
+        else:
+            self._took_other(kind, frame)
 
-    def _message(self, frame: WSFrame) -> None:
-        continues = frame.msg_type == WSMsgType.CONTINUATION
+    def _took_other(self, kind: WSMsgType, frame: WSFrame) -> None:
+        if kind is WSMsgType.CLOSE:
+            self._said_goodbye(frame)
+        elif kind is WSMsgType.PING:
+            self._pinged(frame.get_payload_as_bytes())
+        elif kind is not WSMsgType.PONG:
+            self._fragment(kind, frame)
+
+    def _fragment(self, kind: WSMsgType, frame: WSFrame) -> None:
+        continues = kind is WSMsgType.CONTINUATION
         if continues != (self._fragments is not None):
             raise Violation(PROTOCOL_ERROR, "a fragment of nothing" if continues else "a message inside another one")
-        if frame.msg_type == WSMsgType.BINARY:
+        if kind is WSMsgType.BINARY:
             raise Violation(problems.MALFORMED_FRAME, "text frames only")
-        if frame.fin and not continues:
-            self._take(whole(frame.get_payload_as_bytes()))
-            return
         fragments = self._fragments = self._fragments or Fragments()
         text = fragments.add(frame.get_payload_as_bytes(), last=frame.fin)
         if text is not None:
@@ -465,19 +481,17 @@ class _Listener(WSListener):
 
     # --- how much it sends ---
 
-    def _spend(self, now_us: int, cost_us: int) -> None:
-        """A token bucket kept as the moment until which it is empty."""
-        self._spent_us = max(self._spent_us, now_us) + cost_us
-        over_us = self._spent_us - now_us - BURST_US
-        if over_us > MAX_DEBT_US:
+    def _overspent(self, over_s: float) -> None:
+        """Its allowance, a token bucket kept as the moment until which it is empty, would be used up for so long."""
+        if over_s > MAX_DEBT_S:
             raise Violation(problems.LIMITS, "too many frames or bytes a second")
-        if over_us > 0 and self._throttled is None:
-            self._throttle(over_us)
+        if self._throttled is None:
+            self._stream.throttled.inc()
+            self._throttle(over_s)
+            self._read()
 
-    def _throttle(self, over_us: int) -> None:
-        self._stream.throttled.inc()
-        self._throttled = asyncio.get_running_loop().call_later(over_us / 1e6, self._unthrottle)
-        self._read()
+    def _throttle(self, over_s: float) -> None:
+        self._throttled = asyncio.get_running_loop().call_later(over_s, self._unthrottle)
 
     def _unthrottle(self) -> None:
         self._throttled = None
@@ -485,12 +499,12 @@ class _Listener(WSListener):
 
     def _catch_up_reading(self) -> None:
         """Takes what has waited, as far as the allowance goes."""
-        while self._early and self._connection and self.open:
-            over_us = self._spent_us - moment_us() - BURST_US
-            if over_us > 0:
-                self._throttled = self._throttled or asyncio.get_running_loop().call_later(over_us / 1e6, self._unthrottle)
-                return
-            self._stream.hub.take(self._connection, self._early.popleft())
+        while self._early and self._connection and self.open and self._throttled is None:
+            over_s = self._spent_s - self._stream.clock() - BURST_S
+            if over_s > 0:
+                self._throttle(over_s)
+            else:
+                self._stream.hub.take(self._connection, self._early.popleft())
         self._read()
 
     def _read(self) -> None:
