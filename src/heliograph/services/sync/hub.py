@@ -66,7 +66,7 @@ MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 """Messages of one connection, and bytes of all, that wait until somebody hears the hello in them."""
 _encode = msgspec.json.Encoder().encode
 Group = tuple[View, int]
-Take = Callable[[Content | None], object]
+Take = Callable[[Content | None], None]
 """Gets a view that was gathered; None: it could not be."""
 
 
@@ -239,9 +239,9 @@ class Hub:
         room = self.room(environment.namespace, environment.environment)
         if room is None or environment.at_hand(view, have):
             return
-        done = asyncio.get_running_loop().create_future()
-        self._gather(room, view, lambda _: done.done() or done.set_result(None))
-        await done
+        done = asyncio.Event()
+        self._gather(room, view, lambda _: done.set())
+        await done.wait()
 
     def renewed(self, environment: Environment) -> None:
         """The head was signed again: spread it over a minute."""
