@@ -47,7 +47,7 @@ def page() -> str:
         "## Registry",
         *_operations(told),
         "## Sync",
-        "Bundles, long poll and receipts, on the node's own port. The stream itself is a WebSocket: `/v1/stream`, subprotocol `heliograph.v1`.",
+        "Bundles, polls, events and receipts, on the node's own port. The stream itself is a WebSocket: `/v1/stream`, subprotocol `heliograph.v1`.",
         *_operations(described_sync()),
         "## Ledger",
         "Who runs what. On the ledger's own port.",

@@ -187,6 +187,7 @@ class GuardedProtocol(HttpToolsProtocol):
         affair; the request is over for everybody else, and the client's next one is not read."""
         self._taker = taker
         self.cycle.response_complete = True
+        self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # an answer may last for days
         self._cancel_stall()
         self.transport.set_write_buffer_limits(high=0)  # told of the first byte that the kernel does not take
         return self.transport

@@ -41,17 +41,18 @@ T = TypeVar("T")
 
 
 class Key(NamedTuple):
-    """What a frame is a function of, at one head. ``whole``: a snapshot, whatever `have` is."""
+    """What a frame is a function of, while the head stays. ``at``: a snapshot of that version, whatever `have` is."""
 
     subscription: int
     view: View
     have: Cursor | None
-    whole: bool = False
+    at: Cursor | None = None
 
 
 class Content(NamedTuple):
     """All of a view at one head: a frame without its changes, and these as text, a group for each part."""
 
+    view: View
     cursor: Cursor
     frame: SnapshotFrame
     groups: list[bytes]
@@ -195,7 +196,7 @@ class Environment:
 
     def snapshot(self, subscription: int, view: View, have: Cursor | None) -> list[bytes]:
         """Everything, for a reader whose state is in doubt; with the path from `have` where it is known."""
-        return self._made(Key(subscription, view, have, whole=True), self._snapshot)
+        return self._made(Key(subscription, view, have, self.cursor), self._snapshot)
 
     def at_hand(self, view: View, have: Cursor | None) -> bool:
         """Whether `frames` will be quick: a delta, or a snapshot that is small or gathered already. Otherwise `gather` it first."""
@@ -208,7 +209,7 @@ class Environment:
         if key.subscription == SHARED:
             made = make(key.view, key.have)
         else:
-            made = renumbered(self._made(key._replace(subscription=SHARED), make), key.subscription)
+            made = _renumbered(self._made(key._replace(subscription=SHARED), make), key.subscription)
         self._frames.put(key, made, _size(made))
         return made
 
@@ -216,7 +217,7 @@ class Environment:
         """Everything, for a reader that refused it before: it is to answer at once, under this trace."""
         content = self._content(view)
         frame = msgspec.structs.replace(content.frame, answer="now", trace=trace)
-        return renumbered(self.parts_of(content._replace(frame=frame), have), subscription)
+        return _renumbered(self._whole(content._replace(frame=frame), have), subscription)
 
     def _at(self, have: Cursor | None) -> trie.Node | None:
         """The state there, if deltas from it can be made."""
@@ -250,7 +251,7 @@ class Environment:
         return any(index >= than for index, _ in enumerate(proof.visible(self._root, view)))
 
     def _snapshot(self, view: View, have: Cursor | None) -> list[bytes]:
-        return self.parts_of(self._content(view), have)
+        return self._whole(self._content(view), have)
 
     def _content(self, view: View) -> Content:
         return self._gathered.get(view) or _at_once(self.gather(view))
@@ -274,13 +275,17 @@ class Environment:
                 yield
         visible.sort()
         groups = yield from _grouped(delta.to_wire(name, None, self.entry(digest)) for name, digest in visible)
-        content = Content(cursor, frame, groups)
+        content = Content(view, cursor, frame, groups)
         if self.cursor == cursor:
             self._gathered.put(view, content, _size(groups))
         return content
 
-    def parts_of(self, content: Content, have: Cursor | None) -> list[bytes]:
-        """The snapshot for a reader that holds `have`."""
+    def parts_of(self, content: Content, subscription: int, have: Cursor | None) -> list[bytes]:
+        """The snapshot of what was gathered, for a reader that holds `have`."""
+        key = Key(subscription, content.view, have, content.cursor)
+        return self._made(key, lambda _, have: self._whole(content, have))
+
+    def _whole(self, content: Content, have: Cursor | None) -> list[bytes]:
         ancestry = self._ancestry(have, content.cursor) if have and self.knows(have) else None
         return _parts(msgspec.structs.replace(content.frame, ancestry=ancestry), content.groups)
 
@@ -337,7 +342,7 @@ def _with_changes(frame: Whole, group: bytes) -> bytes:
     return _encode(msgspec.structs.replace(frame, changes=cast("tuple[Changed, ...]", (msgspec.Raw(group),))))
 
 
-def renumbered(parts: list[bytes], subscription: int) -> list[bytes]:
+def _renumbered(parts: list[bytes], subscription: int) -> list[bytes]:
     """The same frames for another subscription."""
     return [part.replace(_SHARED, b'"subscription":%d' % subscription, 1) for part in parts]
 

@@ -29,7 +29,7 @@ from heliograph.core.records import Cursor
 from heliograph.core.times import to_us
 from heliograph.runtime import problems
 from heliograph.runtime.clock import moment_us, now_us
-from heliograph.services.sync.environment import Content, Environment, renumbered
+from heliograph.services.sync.environment import Content, Environment
 from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.session import (
@@ -74,6 +74,8 @@ MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 """Messages of one connection, and bytes of all, that wait until somebody hears the hello in them."""
 _encode = msgspec.json.Encoder().encode
 Group = tuple[View, int]
+Take = Callable[[Content | None], None]
+"""Gets a view that was gathered; None: it could not be."""
 
 
 class Pipe(Protocol):
@@ -136,7 +138,7 @@ class Room:
 
     environment: Environment
     groups: dict[Group, dict[Subscriber, Connection]] = field(default_factory=dict)
-    gathering: dict[View, dict[Subscriber, Connection]] = field(default_factory=dict)
+    gathering: dict[View, list[Take]] = field(default_factory=dict)
     moved: bool = False
     logged_us: int = 0
     fanning: Iterator[None] | None = None
@@ -163,7 +165,6 @@ class Hub:
         self._polls = Polls(metrics, self._is_fanning)
         self._turns = Turns(self._is_fanning)
         self._transfers = Transfers(self._turns, settings.transfer_bytes, metrics, self._free)
-        self._gathers: dict[tuple[Environment, View], asyncio.Task[None]] = {}
         self._early_bytes = 0
         self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -268,14 +269,13 @@ class Hub:
         await self._polls.hold(environment, have, wait_s, gone)
 
     async def gathered(self, environment: Environment, view: View, have: Cursor | None) -> None:
-        """Until the frame for a reader at `have` is at hand, or was. Once for all who ask."""
-        key = (environment, view)
-        if environment.at_hand(view, have):
+        """Until the frame for a reader at `have` is at hand, or was. Should that fail, whoever makes the frame is told why."""
+        room = self.room(environment.namespace, environment.environment)
+        if room is None or environment.at_hand(view, have):
             return
-        if (task := self._gathers.get(key)) is None:
-            task = self._gathers[key] = self._spawn(_step_by_step(environment.gather(view)))
-            task.add_done_callback(lambda _: self._gathers.pop(key, None))
-        await asyncio.wait({task})  # should it fail, whoever makes the frame is told why
+        done = asyncio.Event()
+        self._gather(room, view, lambda _: done.set())
+        await done.wait()
 
     def renewed(self, environment: Environment) -> None:
         """The head was signed again: spread it over a minute."""
@@ -544,48 +544,42 @@ class Hub:
         self._send(connection, parts)
 
     def _await_content(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
-        """A large view takes many steps to gather: once for all who want it, in the turns of such work."""
         connection.held = True
-        if subscriber.view not in room.gathering:
-            room.gathering[subscriber.view] = {}
-            self._turns.later(partial(self._gather, room, subscriber.view, room.environment.gather(subscriber.view)))
-        room.gathering[subscriber.view][subscriber] = connection
+        self._gather(room, subscriber.view, partial(self._hand_out, room, subscriber, connection))
 
-    def _gather(self, room: Room, view: View, steps: Generator[None, None, Content]) -> None:
+    def _gather(self, room: Room, view: View, take: Take) -> None:
+        """A large view takes many steps: once for all who want it, in the turns of such work. `take` gets its turn when that is done."""
+        if view not in room.gathering:
+            room.gathering[view] = []
+            self._turns.later(partial(self._gather_on, room, view, room.environment.gather(view)))
+        room.gathering[view].append(take)
+
+    def _gather_on(self, room: Room, view: View, steps: Generator[None, None, Content]) -> None:
+        content = None
         try:
             next(steps)
         except StopIteration as done:
-            made: dict[tuple[int, Cursor | None], list[bytes]] = {}
-            for subscriber, connection in room.gathering.pop(view).items():
-                self._turns.later(partial(self._hand_out, room, subscriber, connection, done.value, made))
+            content = done.value
         except Exception:
             log.exception("view_not_gathered", namespace=room.environment.namespace, environment=room.environment.environment)
-            for connection in room.gathering.pop(view).values():
-                if connection.session in self._connections:
-                    self.close(connection, problems.UNAVAILABLE, "its view could not be read; connect again")
         else:
-            self._turns.later(partial(self._gather, room, view, steps))
+            self._turns.later(partial(self._gather_on, room, view, steps))
+            return
+        for take in room.gathering.pop(view):
+            self._turns.later(partial(take, content))
 
-    def _hand_out(
-        self,
-        room: Room,
-        subscriber: Subscriber,
-        connection: Connection,
-        content: Content,
-        made: dict[tuple[int, Cursor | None], list[bytes]],
-    ) -> None:
-        """Everybody gets what was gathered, though the head may have moved on; from there they go on as ever. ``made``: what they share."""
+    def _hand_out(self, room: Room, subscriber: Subscriber, connection: Connection, content: Content | None) -> None:
+        """What was gathered, though the head may have moved on; from there it goes on as ever."""
         if connection.session not in self._connections or not connection.held or connection.paused_us or connection.transfer:
             return  # gone; or brought up to date otherwise, when it is free
-        if _is_ahead(subscriber.cursor, content.cursor):
-            self._free(connection)
+        if content is None:
+            self.close(connection, problems.UNAVAILABLE, "its view could not be read; connect again")
             return
-        key = (subscriber.id, subscriber.cursor)
-        if key not in made:
-            made[key] = renumbered(room.environment.parts_of(content, subscriber.cursor), subscriber.id)
-        subscriber.cursor = content.cursor
         connection.held = False
-        self._send(connection, made[key])
+        if not _is_ahead(subscriber.cursor, content.cursor):
+            parts = room.environment.parts_of(content, subscriber.id, subscriber.cursor)
+            subscriber.cursor = content.cursor
+            self._send(connection, parts)
         if not connection.held:
             self._free(connection)
 
@@ -881,11 +875,6 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("fan_out_failed", exc_info=error)
-
-
-async def _step_by_step(steps: Generator[None, None, object]) -> None:
-    for _ in steps:
-        await asyncio.sleep(0)
 
 
 def _is_ahead(have: Cursor | None, head: Cursor) -> bool:
