@@ -146,7 +146,9 @@ class Witness:
 
 @pytest.mark.postgres
 @pytest.mark.timeout(420)
-@pytest.mark.parametrize("log", ["postgresql", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.mark.parametrize(
+    "log", [pytest.param("postgresql", marks=pytest.mark.slow), pytest.param("kafka", marks=pytest.mark.kafka)]
+)
 async def test_nothing_fails_and_nothing_is_lost_while_every_service_is_replaced(log, folder):
     require(list(Path("/usr/lib/postgresql").glob("*/bin/postgres")), "Debian's PostgreSQL is not installed (make setup)")
     if log == "kafka":

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from heliograph.core.errors import NotFound, Overloaded
+from heliograph.core.errors import NotFound, NotReady, Overloaded
+from heliograph.services.ledger.ledger import Ledger
 from heliograph.services.ledger.waiting import MAX_WAITERS, WaitingRoom
 
 LONG = 30.0
@@ -155,3 +156,27 @@ def test_the_room_is_bounded():
         assert room.wanted() == []
 
     asyncio.run(fill())
+
+
+async def test_a_ledger_that_goes_away_sends_those_who_wait_to_the_next_one(stage):
+    held = asyncio.create_task(stage.ledger.wait(stage.story.address, 1, 1.0, LONG))
+    while not stage.metric("propagation_waiters"):
+        await asyncio.sleep(0)
+    await stage.ledger.release()
+    with pytest.raises(NotReady, match="ask again"):
+        await held
+    with pytest.raises(NotReady):
+        await stage.ledger.wait(stage.story.address, 1, 1.0, LONG)
+
+
+async def test_one_that_stands_by_answers_when_the_leader_has_closed_the_story(stage, story, counts):
+    standby = Ledger(stage.tables, stage.metrics, stage.clock)
+    async with stage.leading() as term, asyncio.TaskGroup() as tasks:
+        await stage.receipts(story.subscribed("a", -1))
+        v = await stage.commit(story.version(received=0), at=2)
+        held = tasks.create_task(standby.wait(story.address, 1, 1.0, LONG))
+        await stage.receipts(story.answer("a", v, "applied", 5))
+        await stage.caught_up(term)
+        stage.clock.set(1_000)
+        await term.keeper.tick()
+        assert counts(await held) == {"applied": 1}

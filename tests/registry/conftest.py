@@ -76,8 +76,9 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 class Running:
     """A registry in this loop."""
 
-    def __init__(self, settings: RegistrySettings) -> None:
+    def __init__(self, settings: RegistrySettings, stop: asyncio.Event) -> None:
         self.settings = settings
+        self.stop = stop
         self.url = f"http://127.0.0.1:{settings.registry_port}"
 
     def token(self, kind: str = "admin") -> str:
@@ -94,7 +95,7 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         if serving.done():
             serving.result()
         assert ready.is_set()
-        yield Running(settings)
+        yield Running(settings, stop)
     finally:
         waiting.cancel()
         stop.set()

@@ -15,13 +15,14 @@ import pytest
 from fastapi import FastAPI, Request
 
 from heliograph.core import dsse
-from heliograph.core.errors import Corrupt, Unavailable
+from heliograph.core.errors import Corrupt, NotReady, Unavailable
 from heliograph.core.events import HeadEvent, RevokedEvent, VersionEvent
 from heliograph.core.times import to_us
 from heliograph.core.token import parse
 from heliograph.core.trust import Trust
 from heliograph.runtime.http import Json, make_app, serve_http
 from heliograph.services.registry.app import serve
+from heliograph.services.registry.propagations import CUT_S
 from heliograph.services.registry.settings import RegistrySettings
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
@@ -212,14 +213,21 @@ async def test_dead_letter_of_a_revocation_is_told_again(author: Author, sql: An
 
 
 @asynccontextmanager
-async def ledger_that_says(port: int, answer: Any) -> AsyncIterator[list[tuple[str, Request]]]:
-    """The ledger's side of the contract, as far as the registry knows it."""
+async def ledger_that_says(
+    port: int, answer: Any, *, away: int = 0, holds: bool = False
+) -> AsyncIterator[list[tuple[str, Request]]]:
+    """The ledger's side of the contract, as far as the registry knows it. ``away``: questions that it sends elsewhere first; ``holds``: all that
+    may take longer than a moment, for ever."""
     asked: list[tuple[str, Request]] = []
     app: FastAPI = make_app("ledger", metrics=Metrics(), readiness=Readiness())
 
     @app.get("/v1/internal/propagations/{which:path}")
     async def propagation(request: Request, which: str) -> Json:
         asked.append((which, request))
+        if len(asked) <= away:
+            raise NotReady("this ledger is going away", retry_after=1)
+        if holds and float(request.query_params["timeout"]) > CUT_S:
+            await asyncio.Event().wait()
         return Json(answer)
 
     stop, started = asyncio.Event(), asyncio.Event()
@@ -254,6 +262,29 @@ async def test_share_that_is_not_reached_is_said(author: Author, registry: Runni
         assert (said["wait"]["reached"], said["propagation"]["rejected"]) == (False, 3)
     async with ledger_that_says(registry.settings.ledger_port, {"instances": 0, "share": 0.0}):
         assert good(await author.put("a", 2, headers={"Prefer": "wait=0.1"}), 201)["wait"]["reached"] is True
+
+
+async def test_another_ledger_is_asked_where_one_goes_away(author: Author, registry: Running) -> None:
+    story = {"instances": 2, "applied": 2, "share": 1.0}
+    async with ledger_that_says(registry.settings.ledger_port, story, away=2) as asked:
+        said = good(await author.put("a", 1, headers={"Prefer": "wait=20"}), 201)
+        assert (said["wait"]["reached"], len(asked)) == (True, 3)
+
+
+async def test_a_registry_that_goes_away_answers_those_who_wait_with_what_there_is(settings: RegistrySettings) -> None:
+    async with ledger_that_says(settings.ledger_port, {"instances": 2, "applied": 1, "share": 0.5}, holds=True) as asked:
+        async with running(settings) as registry, httpx.AsyncClient(base_url=registry.url, timeout=DEADLINE_S) as http:
+            author = Author(http, registry.token())
+            await author.settle()
+            waiting = asyncio.create_task(author.put("a", 1, headers={"Prefer": "wait=25, share=1"}))
+            async with asyncio.timeout(DEADLINE_S):
+                while not asked:
+                    await asyncio.sleep(0.01)
+            registry.stop.set()
+            answer = await waiting
+        said = good(answer, 201)
+        assert (said["wait"]["reached"], said["propagation"]["applied"]) == (False, 1)
+        assert answer.headers["connection"] == "close"
 
 
 async def test_ledger_that_fails_is_said_and_the_version_stays(author: Author, registry: Running) -> None:

@@ -63,7 +63,7 @@ async def serve(settings: LedgerSettings, *, ready: asyncio.Event, stop: asyncio
                 settings.ledger_port,
                 stop=stop,
                 on_started=lambda: readiness.met("http"),
-                leave=Leave.of(settings, readiness),
+                leave=Leave.of(settings, readiness, meanwhile=ledger.release),
                 name="ledger",
                 reuse_port=settings.reuse_port,
             )

@@ -48,7 +48,7 @@ class Ledger:
     async def wait(self, address: Address, number: int, share: float, timeout_s: float) -> Report:
         """The story once ``share`` of the instances has the version or cannot any more, else what there is after ``timeout_s``.
 
-        Waits for a version that is not known yet; raises NotFound when it does not come.
+        Waits for a version that is not known yet; raises NotFound when it does not come, NotReady when this ledger goes away meanwhile.
         """
         with self._room.enter((address, number), share) as waiter:
             self._metrics.propagation_waiters.set(len(self._room))
@@ -76,6 +76,10 @@ class Ledger:
             return propagation.report()
         stored = await self._tables.version(address, number)
         return stored.report if stored else None
+
+    async def release(self) -> None:
+        """This ledger goes away: those who wait are sent to the next one."""
+        self._room.close()
 
     # --- news ---
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from heliograph.core.errors import Overloaded
+from heliograph.core.errors import NotReady, Overloaded
 from heliograph.services.ledger.answers import Address
 from heliograph.services.ledger.report import Report
 
@@ -29,6 +29,7 @@ class WaitingRoom:
     def __init__(self) -> None:
         self._waiters: defaultdict[Wanted, set[Waiter]] = defaultdict(set)
         self._count = 0
+        self._closed = False
 
     def __len__(self) -> int:
         return self._count
@@ -41,7 +42,9 @@ class WaitingRoom:
 
     @contextmanager
     def enter(self, wanted: Wanted, share: float) -> Iterator[Waiter]:
-        """Raises Overloaded when there is no room."""
+        """Raises Overloaded when there is no room, NotReady when this ledger goes away; so does the answer."""
+        if self._closed:
+            raise _going_away()
         if self._count >= MAX_WAITERS:
             raise Overloaded("too many requests wait for a propagation", retry_after=1)
         waiter = Waiter(share, asyncio.get_running_loop().create_future())
@@ -62,3 +65,15 @@ class WaitingRoom:
             story = report()
             for waiter in ready:
                 waiter.answer.set_result(story)
+
+    def close(self) -> None:
+        """Sends everybody to another ledger, which follows the same versions."""
+        self._closed = True
+        for waiters in self._waiters.values():
+            for each in waiters:
+                if not each.answer.done():
+                    each.answer.set_exception(_going_away())
+
+
+def _going_away() -> NotReady:
+    return NotReady("this ledger is going away; ask again", retry_after=1)

@@ -96,7 +96,7 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
                 tasks.create_task(_watch(store, readiness), name="registry database"),
                 tasks.create_task(_announce(readiness, ready), name="registry readiness"),
             ]
-            await _answer(app, settings, readiness, stop)
+            await _answer(app, settings, readiness, stop, propagations)
             for task in running:
                 task.cancel()
 
@@ -193,14 +193,16 @@ def _endpoints(settings: RegistrySettings) -> Endpoints:
     )
 
 
-async def _answer(app: FastAPI, settings: RegistrySettings, readiness: Readiness, stop: asyncio.Event) -> None:
+async def _answer(
+    app: FastAPI, settings: RegistrySettings, readiness: Readiness, stop: asyncio.Event, propagations: Propagations
+) -> None:
     await serve_http(
         app,
         settings.listen_host,
         settings.registry_port,
         stop=stop,
         on_started=lambda: readiness.met("http"),
-        leave=Leave.of(settings, readiness),
+        leave=Leave.of(settings, readiness, meanwhile=propagations.release),
         name="registry",
         reuse_port=settings.reuse_port,
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import httpx
 import msgspec
 
+from heliograph.runtime.retry import delay
 from heliograph.services.registry.answers import Waited
 from heliograph.services.registry.heads import Place
 
 MARGIN_S: Final = 2.0
 """What a held request may take beyond its own timeout."""
+ATTEMPTS: Final = 5
+"""Of one question: a ledger that goes away sends those who wait to the next one, which may need a moment to lead."""
+CUT_S: Final = 1.0
+"""What a wait that is cut short may still take."""
 
 
 class Propagations:
@@ -19,19 +25,24 @@ class Propagations:
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self.client = client
+        self._leaving = asyncio.Event()
 
     @classmethod
     def at(cls, url: str, token: str) -> Propagations:
         return cls(httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}))
 
+    async def release(self) -> None:
+        """This registry goes away: whoever waits is told how far it has come, now."""
+        self._leaving.set()
+
     async def close(self) -> None:
         await self.client.aclose()
 
     async def wait(self, place: Place, number: int, *, share: float, seconds: float) -> tuple[Waited, dict[str, Any] | None]:
-        """Held until the share has applied the version, or cannot any more, or the seconds are over. Never raises: a ledger that fails is told in the
-        answer, for the version is committed whatever happens here."""
+        """Held until the share has applied the version, or cannot any more, or the seconds are over, or this registry goes away. Never raises: a
+        ledger that fails is told in the answer, for the version is committed whatever happens here."""
         try:
-            story = await self._ask(place, number, share, seconds)
+            story = await self._asked_again(place, number, share, seconds)
             reached = float(story["share"]) >= share or not story["instances"]
         except httpx.TimeoutException:
             return _unknown(share, seconds, "the ledger did not answer in time"), None
@@ -40,6 +51,35 @@ class Propagations:
         except (msgspec.DecodeError, KeyError, TypeError, ValueError):
             return _unknown(share, seconds, "the ledger's answer is not understood"), None
         return Waited(share=share, seconds=seconds, reached=reached), story
+
+    async def _asked_again(self, place: Place, number: int, share: float, seconds: float) -> dict[str, Any]:
+        """By another ledger, where one does not answer at all or goes away meanwhile. Raises what the last one met."""
+        loop = asyncio.get_running_loop()
+        until, left = loop.time() + seconds, seconds
+        for attempt in range(ATTEMPTS - 1):
+            try:
+                return await self._until_leaving(place, number, share, left)
+            except httpx.TimeoutException:
+                raise
+            except httpx.HTTPError as error:
+                if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                    raise
+                await asyncio.sleep(delay(attempt, base_s=0.1))
+                left = max(0.0, until - loop.time())
+        return await self._until_leaving(place, number, share, left)
+
+    async def _until_leaving(self, place: Place, number: int, share: float, seconds: float) -> dict[str, Any]:
+        if self._leaving.is_set():
+            return await self._ask(place, number, share, min(seconds, CUT_S))
+        asking = asyncio.create_task(self._ask(place, number, share, seconds))
+        leaving = asyncio.create_task(self._leaving.wait())
+        try:
+            await asyncio.wait({asking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return asking.result() if asking.done() else await self._ask(place, number, share, min(seconds, CUT_S))
+        finally:
+            for task in (asking, leaving):
+                task.cancel()
+            await asyncio.gather(asking, leaving, return_exceptions=True)
 
     async def _ask(self, place: Place, number: int, share: float, seconds: float) -> dict[str, Any]:
         path = f"/v1/internal/propagations/{place.namespace}/{place.environment}/{number}"
