@@ -1,4 +1,4 @@
-"""`python -m bench [propagation|commit|authors|scale …]`: measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [propagation|commit|authors|scale|sync …]`: measures, prints, and writes docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import authors, commit_cost, report, scale, stacks
+from bench import authors, commit_cost, report, scale, stacks, sync
+from bench.options import Options
 from bench.propagation import Result, measure
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["all", "propagation", "commit", "authors", "scale"], default="all", help="all: but scale"
+        "what",
+        nargs="?",
+        choices=["all", "propagation", "commit", "authors", "scale", "sync"],
+        default="all",
+        help="all: but scale and sync",
     )
+    parser.add_argument("rows", nargs="*", choices=[*sync.ROWS, []], help="sync: only these rows")
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
-    parser.add_argument("--clients", type=int, default=1000, help="synthetic clients")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        help="synthetic clients, 1000 by default; sync: at most so many, to try rows while others use the machine",
+    )
+    parser.add_argument("--reps", type=int, default=7, help="sync: interleaved pairs of a row")
     parser.add_argument("--sdks", type=int, default=20, help="real SDK processes")
     parser.add_argument("--publishes", type=int, default=200)
     parser.add_argument("--gap", type=float, default=1.0, help="mean seconds between publishes")
@@ -27,6 +38,17 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks.md as it is")
     return parser.parse_args()
+
+
+def measure_sync(options: argparse.Namespace) -> None:
+    rows = options.rows or list(sync.ROWS)
+    text = sync.run(rows, Options(options.reps, options.clients))
+    print(text)
+    if options.dry:
+        return
+    if rows != list(sync.ROWS):
+        raise SystemExit("some rows only: docs/benchmarks.md is left as it is")
+    report.replace_section("sync engine", "make bench-sync", text)
 
 
 async def propagation(options: argparse.Namespace) -> list[Result]:
@@ -39,7 +61,7 @@ async def propagation(options: argparse.Namespace) -> list[Result]:
                 result = await measure(
                     stack,
                     Path(folder),
-                    clients=options.clients,
+                    clients=options.clients or 1000,
                     processes=options.sdks,
                     publishes=options.publishes,
                     gap_s=options.gap,
@@ -55,9 +77,7 @@ def main() -> None:
         results = asyncio.run(propagation(options))
         if not options.dry:
             for result in results:
-                command = (
-                    f"make bench ARGS='propagation --stack {result.stack} --clients {options.clients} --sdks {options.sdks}'"
-                )
+                command = f"make bench ARGS='propagation --stack {result.stack} --clients {options.clients or 1000} --sdks {options.sdks}'"
                 report.replace_section(f"propagation {result.stack}", command, report.propagation_section(result))
             report.plot(results, report.PAGE.parent / "propagation.svg")
     if options.what in ("all", "commit"):
@@ -76,6 +96,8 @@ def main() -> None:
         if not options.dry:
             command = f"make bench ARGS='scale --configs {options.configs} --versions {options.versions}'"
             report.replace_section("scale", command, text)
+    if options.what == "sync":
+        measure_sync(options)
 
 
 if __name__ == "__main__":
