@@ -1,4 +1,4 @@
-"""`python -m bench [propagation|commit|authors|scale|sync …]`: measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [propagation|commit|authors|scale|sync|simulate …]`: measures, prints, and writes docs/benchmarks.md (simulate: docs/scaling.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import authors, commit_cost, report, scale, stacks, sync
+from bench import authors, commit_cost, costs, report, scale, simulation, stacks, sync
 from bench.options import Options
 from bench.propagation import Result, measure
 
@@ -17,9 +17,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["all", "propagation", "commit", "authors", "scale", "sync"],
+        choices=["all", "propagation", "commit", "authors", "scale", "sync", "simulate"],
         default="all",
-        help="all: but scale and sync",
+        help="all: the first three",
     )
     parser.add_argument("rows", nargs="*", choices=[*sync.ROWS, []], help="sync: only these rows")
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
@@ -96,6 +96,11 @@ def main() -> None:
         if not options.dry:
             command = f"make bench ARGS='scale --configs {options.configs} --versions {options.versions}'"
             report.replace_section("scale", command, text)
+    if options.what == "simulate":
+        text = simulation.tables()
+        print(text)
+        if not options.dry:
+            report.replace_section("simulation", "python -m bench simulate", text, costs.DOCUMENT)
     if options.what == "sync":
         measure_sync(options)
 

@@ -62,6 +62,11 @@ class World:
     def pids(self) -> list[int]:
         return family(*self.stack.pids, *self.stack.services.values(), *_postgres(self.folder))
 
+    def cpu_by_service(self) -> dict[str, float]:
+        """Microseconds of CPU until now, of each service with its children, and of PostgreSQL."""
+        used = {name: cpu_us(family(pid)) for name, pid in self.stack.services.items()}
+        return used | {"PostgreSQL": cpu_us(family(*_postgres(self.folder)))}
+
     async def environment(self, name: str = "main", configs: int = CONFIGS) -> str:
         (await self.api.post(f"/v1/namespaces/{NAMESPACE}/environments", json={"name": name})).raise_for_status()
         changes = [{"name": f"service-{i}", "document": document(0)} for i in range(configs)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import propagation, report, rivals
@@ -107,16 +109,25 @@ async def receipts(options: Options) -> list[Line]:
     clients = options.size(10_000)
     async with world(kafka=True, pin_sync=False) as made, made.clients(clients, answer="told") as running:
 
-        async def one() -> float:
+        async def one() -> Stored:
+            before = made.cpu_by_service()
             published, _ = await made.version(running, wait=True)
             while not await _complete(made, published.number, clients):
                 pass
-            return (time.time_ns() // 1000 - published.started_us) / 1e6
+            seconds = (time.time_ns() // 1000 - published.started_us) / 1e6
+            await asyncio.sleep(1)  # what is left of it in the background is its cost too
+            after = made.cpu_by_service()
+            return Stored(seconds, {name: (after[name] - before[name]) / clients for name in before})
 
         blocks = await in_turn({"ours": one}, pids=[*made.pids, running.pid], reps=options.reps, rounds=1)
-    middle, worst = blocks.middle("ours", lambda each: each), max(blocks.series("ours", lambda each: each))
+    middle, worst = blocks.middle("ours", lambda each: each.seconds), max(blocks.series("ours", lambda each: each.seconds))
+    costs = [
+        f"{name} {blocks.middle('ours', lambda each, name=name: each.cpu_us[name]):.0f}"
+        for name in blocks.rounds["ours"][0][0].cpu_us
+    ]
     options.note(
-        f"receipts: PostgreSQL and Kafka, nothing pinned, the author waits for all; the slowest of {options.reps} took {worst:.2f} s. {blocks.loads()}."
+        f"receipts: PostgreSQL and Kafka, nothing pinned, the author waits for all; the slowest of {options.reps} took {worst:.2f} s. CPU for each "
+        f"client, its frame and its receipt, in µs: {', '.join(costs)}. {blocks.loads()}."
     )
     return [
         Line(
@@ -127,6 +138,14 @@ async def receipts(options: Options) -> list[Line]:
             middle < 1,
         )
     ]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Seconds from publish until all is visible; microseconds of CPU for each client."""
+
+    seconds: float
+    cpu_us: dict[str, float]
 
 
 async def _complete(made: World, number: int, clients: int) -> bool:
