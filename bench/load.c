@@ -7,7 +7,7 @@
 //   --environments E   spread over ENV-0 … ENV-(E-1) instead of ENV      --views V   over V different views instead of one shared
 //   --answer told      heliograph: receipts as an SDK sends them; raw: 60 bytes for each frame. Otherwise nobody answers
 //   --greet 1          raw: hello after the upgrade, live when the answer's end has come (a bare server in the place of a snapshot)
-//   --heartbeat S      heliograph: seconds between two, 60 by default (the server closes after 75 of silence)
+//   --heartbeat S      heliograph: seconds between two, 60 by default
 //   --never K          the first K clients stop reading when they are live, and are not counted
 //   --flight F         connections being opened at a time, 100 by default (the server limits them too)
 //   --spin 1           in a round, poll without sleeping: no server pays for waking this program

@@ -33,8 +33,10 @@ LIMITS = {
     "HELIOGRAPH_CONNECTS_PER_ADDRESS_S": "0",
     "HELIOGRAPH_REQUESTS_PER_ADDRESS_S": "0",
     "HELIOGRAPH_BUSY_LAG_S": "60",
+    "HELIOGRAPH_HEARTBEAT_S": "600",
 }
-"""Settings of sync that are off in a benchmark: all clients come from a few addresses, with one token, as fast as they can."""
+"""Settings of sync in a benchmark: all clients come from a few addresses, with one token, as fast as they can. Heartbeats are put off as the others'
+pings are; the row about idle connections has them."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class World:
 
     @asynccontextmanager
     async def clients(self, count: int, environment: str = "main", *, port: int = 0, **options: object) -> AsyncIterator[Load]:
-        asked = {"token": self.token, "namespace": NAMESPACE, "environment": environment} | options
+        asked = {"token": self.token, "namespace": NAMESPACE, "environment": environment, "heartbeat": 600} | options
         async with load("heliograph", port or self.stack.stream_port, count, **asked) as running:
             yield running
 

@@ -220,7 +220,7 @@ async def _by_clients(options: Options) -> Line:
     wanted = [options.size(n) for n in (1_000, 5_000, 10_000, 19_000)]
     sizes = sorted(set(wanted)) if not options.clients else [max(100, options.clients // 10), options.clients]
     figures = {}
-    async with world(settings={"HELIOGRAPH_HEARTBEAT_S": "60"}) as made:
+    async with world() as made:
         for size in sizes:
             async with made.clients(size, spin=True) as running:
                 files = running.files

@@ -127,7 +127,10 @@ async def idle(options: Options) -> list[Line]:
     """CPU of connections that only give signs of life."""
     clients = options.size(10_000)
     shares = []
-    async with world() as made, made.clients(clients, heartbeat=25) as running:
+    async with (
+        world(settings={"HELIOGRAPH_HEARTBEAT_S": "25"}) as made,
+        made.clients(clients, heartbeat=25) as running,
+    ):
         await running.serve(4_000)
         for _ in range(3):
             before, began = cpu_us(made.sync), time.monotonic()
