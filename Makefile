@@ -28,7 +28,7 @@ stack: $(RUN)  ## Each service as its own process on a real PostgreSQL and a rea
 
 ##@ Work on it
 
-.PHONY: test check lint types imports soak fuzz bench reference docs setup servers lock clean help
+.PHONY: test check lint types imports soak fuzz bench bench-sync reference docs setup servers lock clean help
 test: setup  ## Install what the tests need, then run everything (ARGS=… goes to pytest)
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
@@ -54,6 +54,9 @@ fuzz: $(FUZZ)/.done  ## Coverage-guided fuzzing of the parsers that face outside
 
 bench: setup  ## Measure propagation on both stacks; writes docs/benchmarks.md
 	$(BIN)/python -m bench $(ARGS)
+
+bench-sync: setup  ## Measure the sync engine beside a C loop and others of its kind (ARGS='cpu --clients 1000 --dry': one row, small)
+	$(BIN)/python -m bench sync $(ARGS)
 
 reference: $(DEV)  ## Write docs/reference anew, from what the code declares
 	$(BIN)/python -m handbook
@@ -81,7 +84,7 @@ clean:  ## Remove what was built or installed here (not the data of `make demo`)
 	rm -rf $(VENV) $(FUZZ) build dist .cache .stack src/*.egg-info
 
 help:  ## This list
-	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- set-up; stamps are newer than what they were made from ---
 

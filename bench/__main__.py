@@ -1,4 +1,5 @@
-"""`python -m bench [propagation|commit|authors|scale|polls …]`: measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [propagation|commit|authors|scale|polls|sync|simulate …]`: measures, prints, and writes docs/benchmarks.md (simulate:
+docs/scaling.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import authors, commit_cost, polls, report, scale, stacks
+from bench import authors, commit_cost, costs, polls, report, scale, simulation, stacks, sync
+from bench.options import Options
 from bench.propagation import Result, measure
 
 
@@ -16,12 +18,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["all", "propagation", "commit", "authors", "scale", "polls"],
+        choices=["all", "propagation", "commit", "authors", "scale", "polls", "sync", "simulate"],
         default="all",
-        help="all: but scale, polls",
+        help="all: the first three",
     )
+    parser.add_argument("rows", nargs="*", choices=[*sync.ROWS, []], help="sync: only these rows")
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
-    parser.add_argument("--clients", type=int, default=1000, help="synthetic clients")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        help="synthetic clients, 1000 by default; sync: at most so many, to try rows while others use the machine",
+    )
+    parser.add_argument("--reps", type=int, default=7, help="sync: interleaved pairs of a row")
     parser.add_argument("--sdks", type=int, default=20, help="real SDK processes")
     parser.add_argument("--publishes", type=int, default=200)
     parser.add_argument("--gap", type=float, default=1.0, help="mean seconds between publishes")
@@ -34,6 +42,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def measure_sync(options: argparse.Namespace) -> None:
+    rows = options.rows or list(sync.ROWS)
+    text = sync.run(rows, Options(options.reps, options.clients))
+    print(text)
+    if options.dry:
+        return
+    if rows != list(sync.ROWS):
+        raise SystemExit("some rows only: docs/benchmarks.md is left as it is")
+    report.replace_section("sync engine", "make bench-sync", text)
+
+
 async def propagation(options: argparse.Namespace) -> list[Result]:
     shapes = {"embedded": stacks.embedded, "servers": stacks.servers}
     chosen = list(shapes) if options.stack == "both" else [options.stack]
@@ -44,7 +63,7 @@ async def propagation(options: argparse.Namespace) -> list[Result]:
                 result = await measure(
                     stack,
                     Path(folder),
-                    clients=options.clients,
+                    clients=options.clients or 1000,
                     processes=options.sdks,
                     publishes=options.publishes,
                     gap_s=options.gap,
@@ -60,9 +79,7 @@ def main() -> None:
         results = asyncio.run(propagation(options))
         if not options.dry:
             for result in results:
-                command = (
-                    f"make bench ARGS='propagation --stack {result.stack} --clients {options.clients} --sdks {options.sdks}'"
-                )
+                command = f"make bench ARGS='propagation --stack {result.stack} --clients {options.clients or 1000} --sdks {options.sdks}'"
                 report.replace_section(f"propagation {result.stack}", command, report.propagation_section(result))
             report.plot(results, report.PAGE.parent / "propagation.svg")
     if options.what in ("all", "commit"):
@@ -86,6 +103,13 @@ def main() -> None:
         print(text)
         if not options.dry:
             report.replace_section("polls", f"make bench ARGS='polls --held {options.held}'", text)
+    if options.what == "simulate":
+        text = simulation.tables()
+        print(text)
+        if not options.dry:
+            report.replace_section("simulation", "python -m bench simulate", text, costs.DOCUMENT)
+    if options.what == "sync":
+        measure_sync(options)
 
 
 if __name__ == "__main__":

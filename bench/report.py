@@ -84,11 +84,11 @@ def plot(results: Sequence[Result], path: Path) -> None:
     plt.close(figure)
 
 
-def replace_section(name: str, command: str, text: str) -> None:
-    """Puts `text` between the marks of section `name`; appends the section if the page has none."""
+def replace_section(name: str, command: str, text: str, file: Path = PAGE) -> None:
+    """Puts `text` between the marks of section `name` of a page; appends the section if the page has none."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     section = f"{begin}\n{text}\n\nRepeat: `{command}`\n{end}"
-    page = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
+    page = file.read_text() if file.exists() else "# Benchmarks\n"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     page = pattern.sub(lambda _: section, page) if pattern.search(page) else f"{page.rstrip()}\n\n{section}\n"
-    PAGE.write_text(page)
+    file.write_text(page)

@@ -7,9 +7,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -25,6 +25,12 @@ class Stack:
     token: str
     endpoints: dict[str, str]
     pids: tuple[int, ...]
+    services: dict[str, int] = field(default_factory=dict)
+    """Name of a service -> its process, where each has its own."""
+
+    @property
+    def stream_port(self) -> int:
+        return int(self.endpoints["stream"].rsplit(":", 1)[1].split("/")[0])
 
 
 def free_ports(count: int) -> list[int]:
@@ -52,21 +58,35 @@ async def embedded(folder: Path) -> AsyncIterator[Stack]:
 
 
 @asynccontextmanager
-async def servers(folder: Path) -> AsyncIterator[Stack]:
-    """PostgreSQL, Kafka, and each service as its own process."""
-    postgres, kafka = free_ports(2)
+async def servers(
+    folder: Path, *, kafka: bool = True, sync: Sequence[str] = (), settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Stack]:
+    """PostgreSQL, Kafka, and each service as its own process. `sync`: more arguments of `heliograph serve sync`; `settings`: variables for all."""
+    postgres_port, kafka_port = free_ports(2)
     env = (
         os.environ
         | _ports()
         | {
             "STACK_DIR": str(folder / "stack"),
-            "POSTGRES_PORT": str(postgres),
-            "KAFKA_PORT": str(kafka),
+            "POSTGRES_PORT": str(postgres_port),
+            "KAFKA_PORT": str(kafka_port),
             "VENV": str(Path(sys.executable).parent.parent),
+            "WITHOUT_KAFKA": "" if kafka else "1",
+            "SYNC_ARGS": " ".join(sync),
         }
+        | (settings or {})
     )
-    async with _running("servers", ["bash", str(ROOT / "deploy/stack.sh"), "up"], env, folder, "stack/data/tokens") as stack:
-        yield stack
+    command = ["bash", str(ROOT / "deploy/stack.sh"), "up"]
+    async with _running("servers", command, env, folder, "stack/data/tokens") as stack:
+        yield replace(stack, services=await _services(folder / "stack/pids"))
+
+
+async def _services(file: Path) -> dict[str, int]:
+    """What stack.sh tells when everything is ready."""
+    async with asyncio.timeout(START_S):
+        while not file.exists() or not file.read_text().endswith("\n"):
+            await asyncio.sleep(0.05)
+    return {name: int(pid) for name, pid in (line.split() for line in file.read_text().splitlines())}
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@
 #   stack.sh run CMD…      the same, but run CMD against it (HELIOGRAPH_URL and HELIOGRAPH_TOKEN_FILE are set) and stop when it ends
 #
 # Data, logs and pids live in $STACK_DIR (default .stack); a second start finds its data. Ports: see below.
+# WITHOUT_KAFKA=1: the log stays in PostgreSQL. SYNC_ARGS: more arguments of `heliograph serve sync`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-up}; shift || true
@@ -38,7 +39,7 @@ stop_all() {            # readers first, then the relay, the registry, and the s
         kill -TERM "${pids[$i]}" 2>/dev/null || continue
         wait "${pids[$i]}" 2>/dev/null || true
     done
-    bash deploy/kafka/kafka.sh stop >/dev/null 2>&1 || true
+    [ -n "${WITHOUT_KAFKA:-}" ] || bash deploy/kafka/kafka.sh stop >/dev/null 2>&1 || true
     bash deploy/postgres/postgres.sh stop >/dev/null 2>&1 || true
     say "stopped"
 }
@@ -60,8 +61,8 @@ PY
     exit 1
 }
 
-serve() {               # serve NAME PORT
-    HELIOGRAPH_DATABASE_URL=$(database "$1") "$bin/heliograph" serve "$1" >>"$dir/logs/$1.log" 2>&1 &
+serve() {               # serve NAME PORT [ARGUMENT…]
+    HELIOGRAPH_DATABASE_URL=$(database "$1") "$bin/heliograph" serve "$1" "${@:3}" >>"$dir/logs/$1.log" 2>&1 &
     names+=("$1") pids+=($!)
     wait_ready "$1" $! "$2"
 }
@@ -70,17 +71,20 @@ trap stop_all EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-say "starting PostgreSQL and Kafka"
+say "starting the servers"
 bash deploy/postgres/postgres.sh start >"$dir/logs/postgres-start.log" 2>&1 || { cat "$dir/logs/postgres-start.log" >&2; exit 1; }
-bash deploy/kafka/kafka.sh start >"$dir/logs/kafka-start.log" 2>&1 || { cat "$dir/logs/kafka-start.log" >&2; exit 1; }
-export HELIOGRAPH_KAFKA_BOOTSTRAP=127.0.0.1:$KAFKA_PORT
+if [ -z "${WITHOUT_KAFKA:-}" ]; then
+    bash deploy/kafka/kafka.sh start >"$dir/logs/kafka-start.log" 2>&1 || { cat "$dir/logs/kafka-start.log" >&2; exit 1; }
+    export HELIOGRAPH_KAFKA_BOOTSTRAP=127.0.0.1:$KAFKA_PORT
+fi
 HELIOGRAPH_DATABASE_URL=postgresql://postgres@127.0.0.1:$POSTGRES_PORT/heliograph "$bin/heliograph" migrate >"$dir/logs/migrate.log" 2>&1 \
     || { cat "$dir/logs/migrate.log" >&2; exit 1; }
 say "starting the services"
 serve registry "$HELIOGRAPH_REGISTRY_PORT"
-serve relay "$HELIOGRAPH_RELAY_PORT"
+[ -n "${WITHOUT_KAFKA:-}" ] || serve relay "$HELIOGRAPH_RELAY_PORT"
 serve ledger "$HELIOGRAPH_LEDGER_PORT"
-serve sync "$HELIOGRAPH_SYNC_HTTP_PORT"
+# shellcheck disable=SC2086  # several arguments
+serve sync "$HELIOGRAPH_SYNC_HTTP_PORT" ${SYNC_ARGS:-}
 
 if [ "$mode" = run ]; then
     "$@" &

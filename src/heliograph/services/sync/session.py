@@ -227,8 +227,9 @@ class Session:
 def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, now_us: int) -> Received:
     """The receipt as it is stored. Raises InvalidRequest for a version that was never there to be sent."""
     cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
-    _check_cursor(cursor)
     sent = subscriber.cursor
+    if cursor != sent:  # what most answer for is what was sent; looking at its spelling again was a seventh of a receipt's cost
+        _check_cursor(cursor)
     held = sent is not None and cursor.number == sent.number and cursor.version == sent.version
     if (
         sent is not None
