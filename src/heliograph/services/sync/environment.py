@@ -18,7 +18,7 @@ from heliograph.core import delta, frames, history, proof, trie
 from heliograph.core.delta import Entry
 from heliograph.core.digest import Digest, spell, unspell
 from heliograph.core.errors import Corrupt, NotFound
-from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, SnapshotFrame
+from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, Recovery, SnapshotFrame
 from heliograph.core.names import View
 from heliograph.core.records import Cursor, Head, Signed, Version
 
@@ -41,6 +41,7 @@ class Environment:
         self._past: OrderedDict[int, tuple[Cursor, trie.Node]] = OrderedDict()
         self._entries: dict[bytes, Entry] = {}
         self._history = history.History()
+        self._opened: tuple[int, Signed] | None = None  # the latest recover version that came by, with its number
         self._frames: dict[tuple[int, View, Cursor | None], list[bytes]] = {}
         self._frame_bytes = 0
         self._frame_limit = frame_cache_bytes
@@ -63,6 +64,7 @@ class Environment:
         self._entries |= {entry.digest: entry for entry in entries.values()}
         self._history = past
         self._move(head, version, root)
+        self._past = OrderedDict((number, kept) for number, kept in self._past.items() if self.knows(kept[0]))
 
     def commit(
         self, head: Signed, version: Signed, changes: Mapping[str, Entry | None], *, answer: Answer, trace: str | None
@@ -82,6 +84,12 @@ class Environment:
         self._forget_frames()
         return True
 
+    def restarted(self, version: Signed) -> None:
+        """Told of a recover version: who runs on what it dropped is shown it. Nothing for any other version."""
+        record = Version.read(version.payload)
+        if record.kind == "recover" and (self._opened is None or record.epoch > Version.read(self._opened[1].payload).epoch):
+            self._opened = record.number, version
+
     def _move(self, signed_head: Signed, signed_version: Signed, root: trie.Node) -> None:
         head, version = Head.read(signed_head.payload), Version.read(signed_version.payload)
         if spell(root.digest) != head.root or Version.id_of(signed_version.payload) != head.version:
@@ -92,6 +100,7 @@ class Environment:
             self._history.append(unspell(head.version))
         self.head, self.cursor, self._root = head, head.cursor, root
         self._signed_head, self._signed_version = signed_head, signed_version
+        self.restarted(signed_version)
         self._remember(head.cursor, root)
         self._forget_frames()
         moved, self._moved = self._moved, asyncio.Event()
@@ -217,6 +226,7 @@ class Environment:
             head=self._signed_head,
             version=self._signed_version,
             ancestry=self._ancestry(have) if have and self.knows(have) else None,
+            recovery=self._recovery() if have and have.epoch < self.head.epoch and not self.knows(have) else None,
             changes=tuple(delta.to_wire(name, None, self.entry(digest)) for name, digest in visible),
             proof=_proof(proof.prove(None, self._root, view)),
             answer=self.answer,
@@ -233,6 +243,15 @@ class Environment:
         if have.number >= self.head.number - 1:
             return None
         return tuple(spell(each) for each in self._history.path(have.number, self.head.number - 1))
+
+    def _recovery(self) -> Recovery | None:
+        """How this history began anew, for a reader that runs on what was lost then."""
+        if self._opened is None:
+            return None
+        number, version = self._opened
+        at_head = number == self.head.number
+        path = () if at_head else tuple(spell(each) for each in self._history.path(number, self.head.number - 1))
+        return Recovery(version=version, ancestry=path)
 
 
 def _proof(made: proof.Proof) -> frames.ProofText | None:

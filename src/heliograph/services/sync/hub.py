@@ -218,7 +218,14 @@ class Hub:
 
     def behind(self, namespace: str, environment: str, cursor: Cursor) -> bool:
         room = self.room(namespace, environment)
-        return room is None or cursor.number > room.environment.cursor.number
+        if room is None:
+            return True
+        head = room.environment.cursor
+        return (cursor.epoch, cursor.number) > (head.epoch, head.number)
+
+    def lost(self, namespace: str, environment: str, cursor: Cursor) -> bool:
+        room = self.room(namespace, environment)
+        return room is not None and cursor.epoch < room.environment.cursor.epoch and not room.environment.knows(cursor)
 
     def view_digest(self, subscriber: Subscriber) -> str:
         """Empty while the subscriber is not at the head: nothing can be compared then."""
@@ -633,4 +640,4 @@ class Hub:
 
 def _is_ahead(have: Cursor | None, head: Cursor) -> bool:
     """The client was served by a node that has seen more: wait until this one has caught up, rather than show it an older head."""
-    return have is not None and have.epoch == head.epoch and have.number >= head.number and have.version != head.version
+    return have is not None and (have.epoch, have.number) >= (head.epoch, head.number) and have.version != head.version
