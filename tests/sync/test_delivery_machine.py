@@ -87,20 +87,16 @@ class Delivery(RuleBasedStateMachine):
         if self.region.there:
             self.region.roll_back(max(1, self.region.authority.latest.version.number - back))
 
-    @rule()
-    def purge(self) -> None:
-        self.region.purge()
-
-    @rule()
-    def delete_or_restore(self) -> None:
-        if self.region.there:
+    @rule(what=st.sampled_from(["purge", "delete", "restore", "renew"]))
+    def keep_house(self, what: str) -> None:
+        """``renew``: the head is signed again, and says that all up to it is safe."""
+        if what == "purge":
+            self.region.purge()
+        elif what == "delete" and self.region.there:
             self.region.delete()
-        else:
+        elif what == "restore" and not self.region.there:
             self.region.restore()
-
-    @rule()
-    def versions_become_safe(self) -> None:
-        if self.region.there:
+        elif what == "renew" and self.region.there:
             self.region.safe = self.region.authority.latest.version.number
             self.region.renew()
 
@@ -119,6 +115,11 @@ class Delivery(RuleBasedStateMachine):
         """In one batch; after a few turns of the loop its walk may still be under way."""
         self.nodes[node].tail.step(records)
         self.loop.turn(turns)
+
+    @rule(node=nodes)
+    def node_catches_up(self, node: int) -> None:
+        self.nodes[node].tail.step(1000)
+        self.loop.turn()
 
     @rule(node=nodes, records=st.integers(0, 2))
     def node_misses_records(self, node: int, records: int) -> None:
@@ -187,6 +188,24 @@ class Delivery(RuleBasedStateMachine):
             for _ in range(frames):
                 wire.node_reads()
         self.loop.turn(2)
+
+    @rule(client=clients, node=nodes)
+    def hop(self, client: int, node: int) -> None:
+        """To a node that may know less, which hears at once what the client has."""
+        self.connect(client, node, 100)
+        self.flow(client)
+
+    @rule(client=clients)
+    def flow(self, client: int) -> None:
+        """Everything between a client and its node arrives, and is answered."""
+        one = self.clients[client]
+        for _ in range(3):
+            while one.wire and one.wire.node_reads():
+                pass
+            self.loop.turn(2)
+            while one.read():
+                pass
+            one.tick()
 
     @rule(client=clients)
     def cut(self, client: int) -> None:
@@ -349,7 +368,7 @@ def test_every_version_once_and_in_order_at_length() -> None:
 
 
 def show_an_older_head(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(hub, "_is_ahead", lambda have, head: False)
+    patch.setattr(hub, "is_ahead", lambda have, head: False)
 
 
 def believe_an_older_head(patch: pytest.MonkeyPatch) -> None:

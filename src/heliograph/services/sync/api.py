@@ -19,7 +19,7 @@ from heliograph.core.records import HEAD_TYPE, Cursor
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http import Json, RawJson, bearer_token
 from heliograph.services.sync.environment import Environment
-from heliograph.services.sync.hub import Hub
+from heliograph.services.sync.hub import Hub, is_ahead
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.session import Session, Subscriber, received
 from heliograph.telemetry.metrics import Metrics
@@ -116,11 +116,15 @@ def _whole(environment: Environment, view: names.View) -> bytes:
 
 
 async def _frame(environment: Environment, view: names.View, have: Cursor, wait_s: float) -> Response:
-    """The frame that the stream would send to a client at `have`; held up to `wait_s` while there is nothing new."""
-    if environment.cursor == have and wait_s:
+    """The frame that the stream would send to a client at `have`; held up to `wait_s` while there is nothing new. Raises NotReady for one that was
+    served by a node that is ahead of this one, and goes on being so."""
+    if (environment.cursor == have or is_ahead(have, environment.cursor)) and wait_s:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
-                await environment.moved_from(have)
+                while environment.cursor == have or is_ahead(have, environment.cursor):
+                    await environment.moved_from(environment.cursor)
+    if is_ahead(have, environment.cursor):
+        raise NotReady(f"version {have.number} is not here yet", retry_after=1)
     headers = {"Cache-Control": "no-store"}
     if environment.cursor == have:
         return RawJson(environment.current(0), headers=headers)
@@ -161,7 +165,8 @@ async def _stored(hub: Hub, asking: Principal, told: PolledReceipts) -> list[Rec
     for each in told.receipts:
         allow(asking, Action.CONNECT, each.namespace, each.environment)
         environment = await hub.find(names.namespace(each.namespace), names.environment(each.environment))
-        if each.receipt.number > environment.cursor.number:  # it may have come from a node that is ahead of this one
+        at = each.receipt.epoch, each.receipt.number
+        if at > (environment.cursor.epoch, environment.cursor.number):  # it may have come from a node that is ahead of this one
             raise NotReady(f"version {each.receipt.number} is not here yet", retry_after=1)
         subscriber = Subscriber(
             session, each.receipt.subscription, each.namespace, each.environment, names.view(each.view), environment.cursor

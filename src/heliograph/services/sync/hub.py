@@ -385,7 +385,7 @@ class Hub:
         if have == environment.cursor:
             if first:
                 connection.pipe.send(environment.current(subscriber.id))
-        elif not _is_ahead(have, environment.cursor):
+        elif not is_ahead(have, environment.cursor):
             self._send_state(connection, subscriber, environment)
 
     def _send_state(self, connection: Connection, subscriber: Subscriber, environment: Environment) -> None:
@@ -443,7 +443,7 @@ class Hub:
                     continue
                 if subscriber.cursor is not have or target is not environment.cursor:
                     have, target = subscriber.cursor, environment.cursor
-                    if subscriber.cursor == target or _is_ahead(subscriber.cursor, target):
+                    if subscriber.cursor == target or is_ahead(subscriber.cursor, target):
                         have = object()
                         continue
                     parts = environment.frames(number, view, subscriber.cursor)
@@ -638,6 +638,6 @@ class Hub:
             log.error("fan_out_failed", exc_info=error)
 
 
-def _is_ahead(have: Cursor | None, head: Cursor) -> bool:
+def is_ahead(have: Cursor | None, head: Cursor) -> bool:
     """The client was served by a node that has seen more: wait until this one has caught up, rather than show it an older head."""
     return have is not None and (have.epoch, have.number) >= (head.epoch, head.number) and have.version != head.version
