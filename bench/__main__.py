@@ -1,4 +1,4 @@
-"""`python -m bench [propagation|commit|authors|scale …]`: measures, prints, and writes docs/benchmarks.md."""
+"""`python -m bench [propagation|commit|authors|scale|receipts|links …]`: measures, prints, and writes docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import authors, commit_cost, report, scale, stacks
+from bench import authors, commit_cost, links, receipts, report, scale, stacks
 from bench.propagation import Result, measure
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["all", "propagation", "commit", "authors", "scale"], default="all", help="all: but scale"
+        "what",
+        nargs="?",
+        choices=["all", "propagation", "commit", "authors", "scale", "receipts", "links"],
+        default="all",
+        help="all: propagation, commit and authors",
     )
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
     parser.add_argument("--clients", type=int, default=1000, help="synthetic clients")
@@ -49,6 +53,22 @@ async def propagation(options: argparse.Namespace) -> list[Result]:
     return results
 
 
+async def receipt_rates(options: argparse.Namespace) -> list[receipts.Result]:
+    shapes = {"embedded": stacks.embedded, "servers": stacks.servers}
+    results = []
+    for name in list(shapes) if options.stack == "both" else [options.stack]:
+        with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
+            async with shapes[name](Path(folder)) as stack:
+                results.append(await receipts.measure(stack, Path(folder), clients=options.clients))
+    return results
+
+
+async def over_links() -> str:
+    with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
+        async with stacks.embedded(Path(folder)) as stack:
+            return await links.measure(stack, Path(folder))
+
+
 def main() -> None:
     options = arguments()
     if options.what in ("all", "propagation"):
@@ -70,6 +90,17 @@ def main() -> None:
         print(text)
         if not options.dry:
             report.replace_section("authors", "make bench ARGS=authors", text)
+    if options.what == "receipts":
+        text = receipts.section(asyncio.run(receipt_rates(options)))
+        print(text)
+        if not options.dry:
+            command = f"make bench ARGS='receipts --stack {options.stack} --clients {options.clients}'"
+            report.replace_section("receipts", command, text)
+    if options.what == "links":
+        text = asyncio.run(over_links())
+        print(text)
+        if not options.dry:
+            report.replace_section("links", "make bench ARGS=links", text)
     if options.what == "scale":
         text = asyncio.run(scale.measure(options.configs, options.versions))
         print(text)
