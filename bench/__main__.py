@@ -1,5 +1,5 @@
-"""`python -m bench [propagation|commit|authors|scale|polls|sync|simulate …]`: measures, prints, and writes docs/benchmarks.md (simulate:
-docs/scaling.md)."""
+"""`python -m bench [propagation|commit|authors|scale|polls|receipts|links|sync|simulate …]`: measures, prints, and writes docs/benchmarks.md
+(simulate: docs/scaling.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from bench import authors, commit_cost, costs, polls, report, scale, simulation, stacks, sync
+from bench import authors, commit_cost, costs, links, polls, receipts, report, scale, simulation, stacks, sync
 from bench.options import Options
 from bench.propagation import Result, measure
 
@@ -18,9 +18,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["all", "propagation", "commit", "authors", "scale", "polls", "sync", "simulate"],
+        choices=["all", "propagation", "commit", "authors", "scale", "polls", "receipts", "links", "sync", "simulate"],
         default="all",
-        help="all: the first three",
+        help="all: propagation, commit and authors",
     )
     parser.add_argument("rows", nargs="*", choices=[*sync.ROWS, []], help="sync: only these rows")
     parser.add_argument("--stack", choices=["embedded", "servers", "both"], default="both")
@@ -73,6 +73,22 @@ async def propagation(options: argparse.Namespace) -> list[Result]:
     return results
 
 
+async def receipt_rates(options: argparse.Namespace) -> list[receipts.Result]:
+    shapes = {"embedded": stacks.embedded, "servers": stacks.servers}
+    results = []
+    for name in list(shapes) if options.stack == "both" else [options.stack]:
+        with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
+            async with shapes[name](Path(folder)) as stack:
+                results.append(await receipts.measure(stack, Path(folder), clients=options.clients))
+    return results
+
+
+async def over_links() -> str:
+    with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
+        async with stacks.embedded(Path(folder)) as stack:
+            return await links.measure(stack, Path(folder))
+
+
 def main() -> None:
     options = arguments()
     if options.what in ("all", "propagation"):
@@ -92,6 +108,17 @@ def main() -> None:
         print(text)
         if not options.dry:
             report.replace_section("authors", "make bench ARGS=authors", text)
+    if options.what == "receipts":
+        text = receipts.section(asyncio.run(receipt_rates(options)))
+        print(text)
+        if not options.dry:
+            command = f"make bench ARGS='receipts --stack {options.stack} --clients {options.clients}'"
+            report.replace_section("receipts", command, text)
+    if options.what == "links":
+        text = asyncio.run(over_links())
+        print(text)
+        if not options.dry:
+            report.replace_section("links", "make bench ARGS=links", text)
     if options.what == "scale":
         text = asyncio.run(scale.measure(options.configs, options.versions))
         print(text)

@@ -49,7 +49,7 @@ def document(number: int) -> dict[str, object]:
 async def measure(stack: Stack, folder: Path, *, clients: int, processes: int, publishes: int, gap_s: float) -> Result:
     headers = {"Authorization": f"Bearer {stack.token}"}
     async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=30) as api:
-        token = await _prepare(api)
+        token = await prepare(api)
         half, arrivals = clients // 2, [folder / "crowd-before", folder / "crowd-after"]
         async with (
             crowd(stack, token, TARGET, half, arrivals[0]),
@@ -65,7 +65,7 @@ async def measure(stack: Stack, folder: Path, *, clients: int, processes: int, p
     return result
 
 
-async def _prepare(api: httpx.AsyncClient) -> str:
+async def prepare(api: httpx.AsyncClient) -> str:
     namespace, environment = TARGET
     (await api.post("/v1/namespaces", json={"name": namespace})).raise_for_status()
     (await api.post(f"/v1/namespaces/{namespace}/environments", json={"name": environment})).raise_for_status()

@@ -375,6 +375,8 @@ class StagedServer:
         self.upgrades += 1
         if self.refuse_upgrade is not None:
             answer = connection.respond(self.refuse_upgrade, "no")
+            del answer.headers["Content-Type"]
+            answer.headers["Content-Type"] = "application/problem+json"
             if self.retry_after is not None:
                 answer.headers["Retry-After"] = str(self.retry_after)
             return answer

@@ -217,11 +217,20 @@ def sync_settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-async def world(database: Any, free_port: Any, tmp_path: Path, sync_settings: dict[str, Any]) -> AsyncIterator[World]:
+def registry_settings() -> dict[str, Any]:
+    """Override to change where the registry says that clients find the rest."""
+    return {}
+
+
+@pytest.fixture
+async def world(
+    database: Any, free_port: Any, tmp_path: Path, sync_settings: dict[str, Any], registry_settings: dict[str, Any]
+) -> AsyncIterator[World]:
     ports = {name: free_port() for name in ("registry_port", "sync_port", "sync_http_port", "ledger_port")}
     shared = {"data_dir": tmp_path, "drain_s": 1.0}
     registering = Service(
-        registry.serve, RegistrySettings(**shared, **ports, database_url=SecretStr(database.url("heliograph_registry")))
+        registry.serve,
+        RegistrySettings(**shared, **ports, database_url=SecretStr(database.url("heliograph_registry")), **registry_settings),
     )
     await registering.start()
     url = f"http://127.0.0.1:{ports['registry_port']}"

@@ -74,31 +74,34 @@ class Connection:
         self._session: Session | None = None
 
     async def run(self) -> None:
+        pause = 0.0
         while True:
             try:
-                await self._serve(await self._open())
+                await self._serve(await self._open(pause))
+                pause = 0.0
             except Unavailable as error:
-                await asyncio.sleep(self._failed(error))
+                pause = self._failed(error)
             except HeliographError:
                 raise
             except Exception:  # a fault of ours must not take the last good state from the application
                 _log.exception("an unexpected error in the connection to the server")
-                await asyncio.sleep(self._failed(Unavailable("an unexpected error; see the log of `heliograph`")))
+                pause = self._failed(Unavailable("an unexpected error; see the log of `heliograph`"))
 
     # --- getting a socket ------------------------------------------------------------------------------------------------------
 
-    async def _open(self) -> Link:
-        """An open WebSocket. While it cannot be had, and after enough failures, polling runs beside the tries."""
+    async def _open(self, pause: float) -> Link:
+        """An open WebSocket, after a pause. After enough failures polling runs beside the tries: also where a socket can be had again and again, but
+        something in between never lets it live."""
         polling: asyncio.Task[None] | None = None
         try:
             while True:
+                if polling is None and self._backoff.failures >= self._retry.poll_after:
+                    polling = asyncio.create_task(self._poll())
+                await _pause(pause, polling)
                 try:
                     return await self._dialled()
                 except Unavailable as error:
                     pause = self._failed(error)
-                if polling is None and self._backoff.failures >= self._retry.poll_after:
-                    polling = asyncio.create_task(self._poll())
-                await _pause(pause, polling)
         finally:
             if polling is not None:
                 await _ended(polling)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, Literal, Self
 
@@ -114,16 +114,19 @@ def _closed(error: ConnectionClosed) -> HeliographError:
 
 def _why_not(error: Exception) -> HeliographError:
     if isinstance(error, InvalidStatus):
-        return _refused_upgrade(error.response.status_code, error.response.headers.get("Retry-After"))
+        return _refused_upgrade(error.response.status_code, error.response.headers)
     if isinstance(error, NegotiationError):
         return Unavailable("the server does not speak the subprotocol heliograph.v1; is this the stream's address?")
     return Unavailable(f"cannot open the stream: {type(error).__name__}{f': {error}' if str(error) else ''}")
 
 
-def _refused_upgrade(status: int, retry_after: str | None) -> HeliographError:
-    if status == HTTPStatus.UNAUTHORIZED:
+def _refused_upgrade(status: int, headers: Mapping[str, str]) -> HeliographError:
+    """Only the server's own word ends a client; a box in between that lets no WebSocket through says 403 as well."""
+    own = headers.get("Content-Type", "").startswith("application/problem+json")
+    retry_after = headers.get("Retry-After")
+    if own and status == HTTPStatus.UNAUTHORIZED:
         return Unauthenticated("the server does not know this token; check that it belongs to this server and was not cut off")
-    if status == HTTPStatus.FORBIDDEN:
+    if own and status == HTTPStatus.FORBIDDEN:
         return Forbidden(
             "the token does not permit this connection; ask for one whose scope covers the namespace and environment"
         )

@@ -134,8 +134,11 @@ class Ledger:
         for propagation in news.touched:
             propagation.changed_at_us = now_us
             self._tell(propagation)
+        observe = {
+            region: self._metrics.propagation_seconds.labels(region).observe for region in {each for each, _ in news.applied}
+        }
         for region, seconds in news.applied:
-            self._metrics.propagation_seconds.labels(region).observe(seconds)
+            observe[region](seconds)
         for hop, seconds in news.hops:
             self._metrics.hop_seconds.labels(hop).observe(seconds)
 

@@ -35,6 +35,7 @@ class Status(StrEnum):
     MISSING = "missing"
 
 
+_STATUS = {status.value: status for status in Status}
 AWAITED = frozenset({Status.LEFT, Status.MISSING})  # one that left may come back and answer while the propagation is open
 
 
@@ -199,7 +200,7 @@ class Propagation:
     def _said(self, answer: Answer | None, reached: Point | None) -> Status:
         """``superseded`` counts only once the later version really runs."""
         if answer is not None and answer.state != "superseded":
-            return Status(answer.state)
+            return _STATUS[answer.state]
         return Status.SUPERSEDED if reached is not None and reached > self.commit.point else Status.MISSING
 
     def _applied_ms(self, who: Participant) -> float:

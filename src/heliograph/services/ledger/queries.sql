@@ -70,17 +70,13 @@ update ledger.subscription s
 
 -- name: store_answers
 -- Keeps the better of two answers (the same order as answers.better). What comes after the close changes nothing that was there.
-with answer as (
-    select *, exists (select from ledger.version v where v.version = n.version and v.closed_at_us is not null) as late
-      from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[], $9::text[],
-                  $10::text[])
-           as n(version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, trace)
-)
 insert into ledger.receipt as known
        (version, instance, subscription, day, state, reason, applied_at_us, received_at_us, connection, node, trace, late)
-select version, instance, subscription, (to_timestamp(received_at_us / 1e6) at time zone 'UTC')::date, state::ledger.state, reason,
-       applied_at_us, received_at_us, connection, node, trace, late
-  from answer
+select n.version, instance, subscription, (to_timestamp(n.received_at_us / 1e6) at time zone 'UTC')::date, state::ledger.state, reason,
+       applied_at_us, n.received_at_us, connection, node, n.trace, v.closed_at_us is not null
+  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[])
+       as n(version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, trace)
+  left join ledger.version v on v.version = n.version
 on conflict (version, instance, subscription, day) do update
    set state = excluded.state, reason = excluded.reason, applied_at_us = excluded.applied_at_us,
        received_at_us = excluded.received_at_us, connection = excluded.connection, node = excluded.node, trace = excluded.trace
@@ -91,18 +87,24 @@ on conflict (version, instance, subscription, day) do update
 -- name: note_answers
 -- Its latest receipt, and what it runs: that grows within one connection, and a new connection starts from what it says to have.
 update ledger.subscription s
-   set (runs_epoch, runs_number, runs_version, runs_since_us) = (
-           select * from (values (s.runs_epoch, s.runs_number, s.runs_version, s.runs_since_us),
-                                 (r.runs_epoch, r.runs_number, r.runs_version, r.runs_since_us)) as runs(epoch, number, version, at_us)
-            where number is not null order by epoch desc, number desc, at_us limit 1),
-       (answered_number, answered_state, answered_reason, answered_at_us) = (
-           select * from (values (s.answered_number, s.answered_state, s.answered_reason, s.answered_at_us),
-                                 (r.number, r.state, r.reason, r.at_us)) as answered(number, state, reason, at_us)
-            where number is not null order by at_us desc limit 1)
-  from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[],
-              $10::bigint[])
-       as r(connection, subscription, number, state, reason, at_us, runs_epoch, runs_number, runs_version, runs_since_us)
- where s.connection = r.connection and s.subscription = r.subscription;
+   set runs_epoch = case when r.runs_further then r.runs_epoch else s.runs_epoch end,
+       runs_number = case when r.runs_further then r.runs_number else s.runs_number end,
+       runs_version = case when r.runs_further then r.runs_version else s.runs_version end,
+       runs_since_us = case when r.runs_further then r.runs_since_us else s.runs_since_us end,
+       answered_number = case when r.is_later then r.number else s.answered_number end,
+       answered_state = case when r.is_later then r.state else s.answered_state end,
+       answered_reason = case when r.is_later then r.reason else s.answered_reason end,
+       answered_at_us = case when r.is_later then r.at_us else s.answered_at_us end
+  from (select n.*, known.ctid as place,
+               n.runs_number is not null
+               and coalesce((n.runs_epoch, n.runs_number, -n.runs_since_us) > (known.runs_epoch, known.runs_number, -known.runs_since_us), true)
+                   as runs_further,
+               coalesce(n.at_us > known.answered_at_us, true) as is_later
+          from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[],
+                      $9::text[], $10::bigint[])
+               as n(connection, subscription, number, state, reason, at_us, runs_epoch, runs_number, runs_version, runs_since_us)
+          join ledger.subscription known using (connection, subscription)) r
+ where s.ctid = r.place;
 
 -- name: store_fan_outs
 insert into ledger.fan_out (namespace, environment, epoch, number, node, recipients, logged_at_us, started_at_us, done_at_us)

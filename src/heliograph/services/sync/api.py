@@ -219,7 +219,8 @@ async def _stored(hub: Hub, asking: Principal, told: PolledReceipts) -> list[Rec
     for each in told.receipts:
         allow(asking, Action.CONNECT, each.namespace, each.environment)
         environment = await hub.find(names.namespace(each.namespace), names.environment(each.environment))
-        if each.receipt.number > environment.cursor.number:  # it may have come from a node that is ahead of this one
+        at = each.receipt.epoch, each.receipt.number
+        if at > (environment.cursor.epoch, environment.cursor.number):  # it may have come from a node that is ahead of this one
             raise NotReady(f"version {each.receipt.number} is not here yet", retry_after=1)
         subscriber = Subscriber(
             session, each.receipt.subscription, each.namespace, each.environment, names.view(each.view), environment.cursor

@@ -17,7 +17,7 @@ from heliograph.core import delta, frames, history, proof, trie
 from heliograph.core.delta import Entry
 from heliograph.core.digest import Digest, spell, unspell
 from heliograph.core.errors import Corrupt, NotFound
-from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, SnapshotFrame
+from heliograph.core.frames import AdvanceFrame, Answer, Changed, Current, DeltaFrame, HeadFrame, Recovery, SnapshotFrame
 from heliograph.core.names import View
 from heliograph.core.records import Cursor, Head, Signed, Version
 from heliograph.services.sync.kept import Kept
@@ -70,6 +70,7 @@ class Environment:
         self._past: OrderedDict[int, tuple[Cursor, trie.Node]] = OrderedDict()
         self._entries: dict[bytes, Entry] = {}
         self._history = history.History()
+        self._opened: tuple[int, Signed] | None = None  # the latest recover version that came by, with its number
         self._frames: Kept[Key, list[bytes]] = Kept(frame_cache_bytes)
         self._digests: dict[View, Digest] = {}
         self._gathered: Kept[View, Content] = Kept(frame_cache_bytes)
@@ -91,6 +92,7 @@ class Environment:
         self._entries |= {entry.digest: entry for entry in entries.values()}
         self._history = past
         self._move(head, version, root)
+        self._past = OrderedDict((number, kept) for number, kept in self._past.items() if self.knows(kept[0]))
 
     def commit(
         self, head: Signed, version: Signed, changes: Mapping[str, Entry | None], *, answer: Answer, trace: str | None
@@ -110,6 +112,12 @@ class Environment:
         self._forget_frames()
         return True
 
+    def restarted(self, version: Signed) -> None:
+        """Told of a recover version: who runs on what it dropped is shown it. Nothing for any other version."""
+        record = Version.read(version.payload)
+        if record.kind == "recover" and (self._opened is None or record.epoch > Version.read(self._opened[1].payload).epoch):
+            self._opened = record.number, version
+
     def _move(self, signed_head: Signed, signed_version: Signed, root: trie.Node) -> None:
         head, version = Head.read(signed_head.payload), Version.read(signed_version.payload)
         if spell(root.digest) != head.root or Version.id_of(signed_version.payload) != head.version:
@@ -120,6 +128,7 @@ class Environment:
             self._history.append(unspell(head.version))
         self.head, self.cursor, self._root = head, head.cursor, root
         self._signed_head, self._signed_version = signed_head, signed_version
+        self.restarted(signed_version)
         self._remember(head.cursor, root)
         self._digests.clear()
         self._forget_frames()
@@ -286,8 +295,10 @@ class Environment:
         return self._made(key, lambda _, have: self._whole(content, have))
 
     def _whole(self, content: Content, have: Cursor | None) -> list[bytes]:
-        ancestry = self._ancestry(have, content.cursor) if have and self.knows(have) else None
-        return _parts(msgspec.structs.replace(content.frame, ancestry=ancestry), content.groups)
+        to, known = content.cursor, have is not None and self.knows(have)
+        ancestry = self._ancestry(have, to) if have and known else None
+        recovery = self._recovery(to) if have and have.epoch < to.epoch and not known else None
+        return _parts(msgspec.structs.replace(content.frame, ancestry=ancestry, recovery=recovery), content.groups)
 
     def _change(self, name: str, old: trie.Node, digest: bytes | None) -> Changed:
         before = trie.get(old, name)
@@ -299,6 +310,14 @@ class Environment:
         if have.number >= to.number - 1:
             return None
         return tuple(spell(each) for each in self._history.path(have.number, to.number - 1))
+
+    def _recovery(self, to: Cursor) -> Recovery | None:
+        """How this history began anew, for a reader that runs on what was lost then."""
+        if self._opened is None or self._opened[0] > to.number:
+            return None
+        number, version = self._opened
+        path = () if number == to.number else tuple(spell(each) for each in self._history.path(number, to.number - 1))
+        return Recovery(version=version, ancestry=path)
 
 
 def _proof(made: proof.Proof) -> frames.ProofText | None:

@@ -194,6 +194,7 @@ class Follower:
             self._mend(event.namespace, event.environment, record)
             return
         environment = room.environment
+        environment.restarted(event.version)
         if (event.epoch, event.number) <= (environment.cursor.epoch, environment.cursor.number):
             return
         if (

@@ -264,6 +264,8 @@ class Hub:
         meanwhile."""
         if self.draining:
             return
+        if is_ahead(have, environment.cursor):
+            have = environment.cursor  # served by a node that has seen more: what comes next here may be it
         if environment.cursor == have:
             self.admit()
         await self._polls.hold(environment, have, wait_s, gone)
@@ -291,7 +293,14 @@ class Hub:
 
     def behind(self, namespace: str, environment: str, cursor: Cursor) -> bool:
         room = self.room(namespace, environment)
-        return room is None or cursor.number > room.environment.cursor.number
+        if room is None:
+            return True
+        head = room.environment.cursor
+        return (cursor.epoch, cursor.number) > (head.epoch, head.number)
+
+    def lost(self, namespace: str, environment: str, cursor: Cursor) -> bool:
+        room = self.room(namespace, environment)
+        return room is not None and cursor.epoch < room.environment.cursor.epoch and not room.environment.knows(cursor)
 
     def view_digest(self, subscriber: Subscriber) -> str:
         """Empty while the subscriber is not at the head, or what brings it there is on its way: nothing can be compared then."""
@@ -530,7 +539,7 @@ class Hub:
         if have == environment.cursor:
             if subscriber.owed:
                 connection.pipe.send(environment.current(subscriber.id))
-        elif not _is_ahead(have, environment.cursor):
+        elif not is_ahead(have, environment.cursor):
             self._send_state(connection, subscriber, room)
         subscriber.owed = False
 
@@ -576,7 +585,7 @@ class Hub:
             self.close(connection, problems.UNAVAILABLE, "its view could not be read; connect again")
             return
         connection.held = False
-        if not _is_ahead(subscriber.cursor, content.cursor):
+        if not is_ahead(subscriber.cursor, content.cursor):
             parts = room.environment.parts_of(content, subscriber.id, subscriber.cursor)
             subscriber.cursor = content.cursor
             self._send(connection, parts)
@@ -654,7 +663,7 @@ class Hub:
                     continue
                 if subscriber.cursor is not have or target is not environment.cursor:
                     have, target = subscriber.cursor, environment.cursor
-                    if subscriber.cursor == target or _is_ahead(subscriber.cursor, target):
+                    if subscriber.cursor == target or is_ahead(subscriber.cursor, target):
                         have = object()
                         continue
                     parts = environment.frames(number, view, subscriber.cursor)
@@ -877,6 +886,6 @@ class Hub:
             log.error("fan_out_failed", exc_info=error)
 
 
-def _is_ahead(have: Cursor | None, head: Cursor) -> bool:
+def is_ahead(have: Cursor | None, head: Cursor) -> bool:
     """The client was served by a node that has seen more: wait until this one has caught up, rather than show it an older head."""
-    return have is not None and have.epoch == head.epoch and have.number >= head.number and have.version != head.version
+    return have is not None and (have.epoch, have.number) >= (head.epoch, head.number) and have.version != head.version

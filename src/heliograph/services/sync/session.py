@@ -48,7 +48,9 @@ class Subscriber:
     doubted: Reset | None = None  # its state, and nothing could be sent since
 
     def answered(self, receipt: frames.Receipt) -> None:
-        if receipt.state in ("applied", "unaffected") and (self.runs is None or receipt.number > self.runs.number):
+        if receipt.state in ("applied", "unaffected") and (
+            self.runs is None or (receipt.epoch, receipt.number) > (self.runs.epoch, self.runs.number)
+        ):
             self.runs = Cursor(receipt.epoch, receipt.number, receipt.version)
 
 
@@ -114,6 +116,10 @@ class History(Protocol):
         """Whether the version is above the head here: a client may have it from a node that is ahead."""
         ...
 
+    def lost(self, namespace: str, environment: str, cursor: Cursor) -> bool:
+        """Whether the version is of an older epoch and not in this history: nobody can say whether it ever was."""
+        ...
+
     def view_digest(self, subscriber: Subscriber) -> str: ...
 
 
@@ -159,7 +165,7 @@ class Session:
             return [Close(problems.PROTOCOL, "hello was expected")]
         match frame:
             case frames.Receipt():
-                return [self._answered(frame, now_us)]
+                return self._answered(frame, now_us)
             case frames.Heartbeat():
                 return self._alive(frame, now_us)
             case frames.Resync():
@@ -194,11 +200,16 @@ class Session:
             raise InvalidRequest(f"there is no subscription {number}")
         return found
 
-    def _answered(self, receipt: frames.Receipt, now_us: int) -> Effect:
+    def _answered(self, receipt: frames.Receipt, now_us: int) -> list[Effect]:
+        """None for a version that a fail-over has lost: its client drops the receipt as soon as it hears of the new epoch, which is on its way."""
         subscriber = self._subscriber(receipt.subscription)
+        cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
+        _check_cursor(cursor)
+        if self.history.lost(subscriber.namespace, subscriber.environment, cursor):
+            return []
         stored = received(receipt, subscriber, self.history, now_us)
         subscriber.answered(receipt)
-        return Answered(stored, receipt.seq)
+        return [Answered(stored, receipt.seq)]
 
     def _alive(self, heartbeat: frames.Heartbeat, now_us: int) -> list[Effect]:
         effects: list[Effect] = [Send(frames.HeartbeatAck(echo_us=heartbeat.sent_at_us, received_at_us=now_us))]
@@ -230,15 +241,18 @@ def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, 
     sent = subscriber.cursor
     if cursor != sent:  # what most answer for is what was sent; looking at its spelling again was a seventh of a receipt's cost
         _check_cursor(cursor)
-    held = sent is not None and cursor.number == sent.number and cursor.version == sent.version
+    at = cursor.epoch, cursor.number
+    held = cursor == sent
     if (
         sent is not None
-        and cursor.number < sent.number
+        and at < (sent.epoch, sent.number)
         and history.behind(subscriber.namespace, subscriber.environment, cursor)
     ):
         raise NotReady(f"version {cursor.number} is not here yet", retry_after=1)
     if not held and (
-        sent is None or cursor.number > sent.number or not history.knows(subscriber.namespace, subscriber.environment, cursor)
+        sent is None
+        or at > (sent.epoch, sent.number)
+        or not history.knows(subscriber.namespace, subscriber.environment, cursor)
     ):
         raise InvalidRequest(f"a receipt for version {receipt.number}, which was never sent to this subscription")
     if receipt.seq < 0 or abs(receipt.clock_offset_us) > MAX_SKEW_US * 3650:
