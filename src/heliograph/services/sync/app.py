@@ -21,6 +21,7 @@ from heliograph.eventlog.ports import Log, Record
 from heliograph.eventlog.ports import Stream as LogStream
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.postgres import Pool, open_pool
+from heliograph.services.sync import feed_api
 from heliograph.services.sync.api import make_router
 from heliograph.services.sync.follow import Follower
 from heliograph.services.sync.hub import Hub
@@ -68,6 +69,7 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     node = await _open(settings)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
     app.include_router(make_router(node.hub, node.outbox, node.introspector, node.metrics))
+    app.include_router(feed_api.make_router(node.hub, node.introspector))
     http_stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:

@@ -22,7 +22,8 @@ import structlog
 
 from heliograph.core import frames
 from heliograph.core.errors import NotFound, NotReady, Overloaded
-from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.feed import Purged, Revoked, ToEdge
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
 from heliograph.core.times import to_us
@@ -35,14 +36,17 @@ from heliograph.services.sync.session import (
     Close,
     Declared,
     Effect,
+    Followed,
     Opened,
+    Relayed,
     Renewed,
     Reset,
     Send,
     Session,
     Subscriber,
+    Unfollowed,
 )
-from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.settings import HubSettings
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -87,7 +91,6 @@ class Arrival:
 
     connection: Connection
     subscriber: Subscriber
-    hello: frames.Hello
 
 
 @dataclass(slots=True)
@@ -98,13 +101,14 @@ class Room:
     groups: dict[Group, dict[Subscriber, Connection]] = field(default_factory=dict)
     moved: bool = False
     logged_us: int = 0
+    asked_us: int = 0  # when it was last asked for over HTTP
     fanning: Iterator[None] | None = None
 
 
 class Hub:
     """Belongs to one event loop. Implements `History` for its sessions."""
 
-    def __init__(self, node: str, settings: SyncSettings, outbox: Outbox, metrics: Metrics) -> None:
+    def __init__(self, node: str, settings: HubSettings, outbox: Outbox, metrics: Metrics) -> None:
         self.node = node
         self._settings = settings
         self._outbox = outbox
@@ -137,6 +141,7 @@ class Hub:
             raise NotReady("this node is loading", retry_after=1)
         key = (namespace, environment)
         if (room := self._rooms.get(key)) is not None:
+            room.asked_us = now_us()
             return room.environment
         found: asyncio.Future[Environment | NotFound] = asyncio.get_running_loop().create_future()
         self._sought.setdefault(key, []).append(found)
@@ -212,6 +217,13 @@ class Hub:
         """An operator has the head told again to those who are not known to run it: in the background, each answers at once."""
         self._spawn(self._push_again(self._rooms[environment.namespace, environment.environment], trace))
 
+    def forget_past(self, namespace: str) -> None:
+        """Texts of it were purged: what no head has is dropped, here and at the edges below."""
+        for environment in self.environments():
+            if environment.namespace == namespace:
+                environment.forget_past()
+        self.tell_edges(Purged(namespace=namespace))
+
     def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool:
         room = self.room(namespace, environment)
         return room is not None and room.environment.knows(cursor)
@@ -273,6 +285,13 @@ class Hub:
         for connection in list(self._connections.values()):
             if connection.session.principal.id in gone:
                 self.close(connection, problems.REVOKED, "the token was revoked")
+        self.tell_edges(Revoked(tokens=tuple(sorted(gone))))
+
+    def tell_edges(self, frame: ToEdge) -> None:
+        told = _encode(frame)
+        for connection in list(self._connections.values()):
+            if connection.session.relays:
+                connection.pipe.send(told)
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -290,26 +309,43 @@ class Hub:
             case Reset(subscriber, have, cause):
                 self._reset(connection, subscriber, have, cause)
             case Declared(subscribers):
-                for subscriber in subscribers:
-                    if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
-                        self._report_joined(subscriber)
-            case Opened(hello, subscribers):
-                self._open(connection, hello, subscribers)
+                self._declared(subscribers)
+            case Opened(subscribers=subscribers):
+                self._open(connection, subscribers)
             case Renewed(token):
                 self.check_renewal(connection, token)
+            case _:
+                self._do_for_edge(connection, effect)
 
-    def _open(self, connection: Connection, hello: frames.Hello, subscribers: tuple[Subscriber, ...]) -> None:
-        if not self._owns(connection, hello):
+    def _do_for_edge(self, connection: Connection, effect: Followed | Unfollowed | Relayed) -> None:
+        match effect:
+            case Followed(subscriber):
+                self._arrive(connection, subscriber)
+            case Unfollowed(subscriber):
+                self._leave(subscriber)
+            case Relayed(events, seq):
+                self._relay(connection, events, seq)
+
+    def _declared(self, subscribers: tuple[Subscriber, ...]) -> None:
+        for subscriber in subscribers:
+            if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
+                self._report_joined(subscriber)
+
+    def _open(self, connection: Connection, subscribers: tuple[Subscriber, ...]) -> None:
+        if not self._owns(connection):
             return
         connection.pipe.send(_encode(self._welcome(connection.session)))
         for subscriber in subscribers:
-            key = (subscriber.namespace, subscriber.environment)
-            if room := self._rooms.get(key):
-                self._join(room, Arrival(connection, subscriber, hello))
-            else:
-                self._awaited.setdefault(key, []).append(Arrival(connection, subscriber, hello))
-                self.look_for(*key)
+            self._arrive(connection, subscriber)
         self._count()
+
+    def _arrive(self, connection: Connection, subscriber: Subscriber) -> None:
+        key = (subscriber.namespace, subscriber.environment)
+        if room := self._rooms.get(key):
+            self._join(room, Arrival(connection, subscriber))
+        else:
+            self._awaited.setdefault(key, []).append(Arrival(connection, subscriber))
+            self.look_for(*key)
 
     def _join(self, room: Room, arrival: Arrival) -> None:
         room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
@@ -327,14 +363,15 @@ class Hub:
             self._owners.popitem(last=False)
         return True
 
-    def _owns(self, connection: Connection, hello: frames.Hello) -> bool:
-        _, newest = self._owners.get(hello.instance, ("", -1))
-        if not self.may_speak_for(hello.instance, connection.session.principal.id, hello.incarnation):
+    def _owns(self, connection: Connection) -> bool:
+        instance, incarnation = connection.session.instance, connection.session.incarnation
+        _, newest = self._owners.get(instance, ("", -1))
+        if not self.may_speak_for(instance, connection.session.principal.id, incarnation):
             self.close(connection, problems.SUPERSEDED, "the instance id is in use")
             return False
-        if older := self._instances.get(hello.instance):
-            self.close(older, problems.SUPERSEDED if hello.incarnation > newest else problems.UNAVAILABLE, "connected again")
-        self._instances[hello.instance] = connection
+        if older := self._instances.get(instance):
+            self.close(older, problems.SUPERSEDED if incarnation > newest else problems.UNAVAILABLE, "connected again")
+        self._instances[instance] = connection
         return True
 
     def _welcome(self, session: Session) -> frames.Welcome:
@@ -355,6 +392,15 @@ class Hub:
         self._receipts_taken[receipt.state].inc()
         connection.unacknowledged = max(connection.unacknowledged, seq)
         self._outbox.put(receipt, receipt.instance, lambda: self._durable(connection, seq))
+
+    def _relay(self, connection: Connection, events: tuple[FromSync, ...], seq: int) -> None:
+        """The outbox keeps order, so when the last one is durable all are."""
+        for each in events:
+            if isinstance(each, Received):
+                self._receipts_taken[each.state].inc()
+            durable = (lambda: self._durable(connection, seq)) if each is events[-1] else None
+            if not self._outbox.put(each, each.node if isinstance(each, (FannedOut, NodeAlive)) else each.instance, durable):
+                self.close(connection, problems.OVERLOADED, "more than the log takes now; send it again later")
 
     def _durable(self, connection: Connection, seq: int) -> None:
         """Acknowledges once per turn of the loop, whatever became durable in it."""
@@ -484,9 +530,18 @@ class Hub:
 
     # --- reports ---
 
+    def report_everybody(self) -> None:
+        """Once more, as who is there now: for a ledger that was out of reach."""
+        for room in self._rooms.values():
+            for members in room.groups.values():
+                for subscriber in members:
+                    self._report_joined(subscriber)
+
     def _report_joined(self, subscriber: Subscriber) -> None:
         """Also once more, when what it declares has changed."""
         session = subscriber.session
+        if session.relays:
+            return
         declares, subscriber.declares = subscriber.declares, None
         assert session.fingerprint, "nothing is known of a session before its hello"
         self._outbox.put(
@@ -511,6 +566,8 @@ class Hub:
 
     def _report_left(self, subscriber: Subscriber, reason: str) -> None:
         session = subscriber.session
+        if session.relays:
+            return
         self._outbox.put(
             Unsubscribed(
                 namespace=subscriber.namespace,

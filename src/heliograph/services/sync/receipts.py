@@ -34,6 +34,10 @@ class Outbox:
         self._waiting: list[tuple[NewRecord, Durable | None]] = []
         self._work = asyncio.Event()
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
         """`durable` is called once the event is. Only what has such a caller may be refused."""
         if durable is not None and len(self._waiting) > MAX_WAITING:

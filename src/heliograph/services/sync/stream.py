@@ -34,9 +34,10 @@ from heliograph.core.errors import HeliographError, InvalidRequest, Overloaded, 
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
+from heliograph.services.sync.feed import EdgeSession
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.session import Session
-from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.settings import HubSettings
 
 log = structlog.get_logger()
 _encode = msgspec.json.Encoder().encode
@@ -54,7 +55,7 @@ HANDSHAKE_S: Final = 5
 
 
 class Stream:
-    def __init__(self, hub: Hub, authenticator: Authenticator, settings: SyncSettings) -> None:
+    def __init__(self, hub: Hub, authenticator: Authenticator, settings: HubSettings) -> None:
         self.hub = hub
         self.settings = settings
         self._authenticator = authenticator
@@ -156,7 +157,8 @@ class Stream:
         except HeliographError as error:
             listener.close(problems.close_code_of(error), error.code)
             return
-        session = Session(
+        kind = EdgeSession if principal.kind == "edge" else Session
+        session = kind(
             connection=secrets.token_hex(12),
             node=self.hub.node,
             principal=principal,
