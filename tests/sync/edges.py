@@ -38,6 +38,10 @@ class Edge:
     def url(self) -> str:
         return self.settings.bundles_url
 
+    @property
+    def folder(self) -> Path:
+        return self.settings.data_dir / "edge"
+
     async def ask(self, path: str) -> Any:
         return (await self.world.bundles.get(path)).raise_for_status().json()
 
