@@ -69,7 +69,7 @@ def _add_health(app: FastAPI, metrics: Metrics, readiness: Readiness) -> None:
         if readiness.ready:
             impaired = readiness.impairments()
             return Json({"status": "degraded", "impaired": impaired} if impaired else {"status": "ready"})
-        missing = readiness.missing()
+        missing = readiness.missing() | readiness.impairments()  # what is impaired may be why something is missing
         detail = "; ".join(f"{condition}: {reason}" for condition, reason in missing.items())
         return other_problem(503, "not-ready", "Not ready", detail, {"Retry-After": "1"}, missing=missing)
 
