@@ -18,6 +18,8 @@ from heliograph.services.sync.edge.copies import Copies
 log = structlog.get_logger()
 
 TIMEOUT_S: Final = 10.0
+BROKEN: Final = (httpx.HTTPError, AttributeError)
+"""What a request that gets no answer raises; the second of a socket that was reset in the moment it opened."""
 MAX_ANSWER_BYTES: Final = 256 * 1024
 MAX_LEAVES: Final = 1_000_000
 ROOTS: Final = "roots"
@@ -116,8 +118,11 @@ class Parent:
             endpoints.stream.startswith("wss:") and endpoints.bundles.startswith("https:")
         ):
             raise InvalidRequest("the parent's stream or bundles have no TLS although its API has; set its public addresses")
+        try:
+            self.http.base_url = httpx.URL(endpoints.bundles)
+        except httpx.InvalidURL:
+            raise InvalidRequest("the parent's address of its bundles is no URL") from None
         self.endpoints = endpoints
-        self.http.base_url = httpx.URL(endpoints.bundles)
 
     async def _public(self, path: str) -> bytes:
         async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_S) as http:
@@ -130,7 +135,7 @@ class Parent:
     async def _get(http: httpx.AsyncClient, path: str, query: dict[str, int], headers: dict[str, str]) -> bytes:
         try:
             answer = await http.get(path, params=query, headers=headers)
-        except httpx.HTTPError as error:
+        except BROKEN as error:
             raise Unavailable(f"the parent is not reachable ({type(error).__name__})") from None
         if answer.status_code != httpx.codes.OK:
             raise Unavailable(f"the parent answered {path} with HTTP {answer.status_code}")

@@ -141,11 +141,15 @@ class Uplink:
             began, reason = loop.time(), ""
             try:
                 await self._once()
-                failures = -1  # as agreed: come back at once
+                failures = 0  # as agreed: come back at once
             except HeliographError as error:
                 reason = self._complaint or f"{error.code}: {error.detail}"
-                failures = 0 if loop.time() - began > STEADY_S else failures
-            pause_s = delay(failures, base_s=0.2, cap_s=self._settings.edge_reconnect_cap_s) if failures >= 0 else 0.0
+            except Exception as error:  # whatever a parent is or says, the clients here are served
+                log.exception("edge_uplink_failed")
+                reason = type(error).__name__
+            if loop.time() - began > STEADY_S:
+                failures = 0
+            pause_s = delay(failures, base_s=0.2, cap_s=self._settings.edge_reconnect_cap_s)
             failures += 1
             self._say_away(reason, pause_s)
             await asyncio.sleep(pause_s)
