@@ -247,6 +247,20 @@ async def test_long_poll_and_receipts_over_http_as_at_a_sync_node(world, edge: E
     assert [each.instance for each in await logged(database, Received)] == ["polls"]
 
 
+async def test_what_is_too_large_to_relay_goes_without_its_schemas(world, edge: Edge, database):
+    """A hello may be larger than what one frame to the parent takes; nothing gets stuck behind it."""
+    schemas = {f"c{i}": '{"description": "' + "x" * 7500 + '"}' for i in range(7)}
+    async with edge.world.client(hello=False) as client:
+        wanted = frames.Subscription(id=1, namespace=NAMESPACE, environment=ENVIRONMENT, declares=schemas)
+        mark = frames.Fingerprint(sdk="test", sdk_version="1")
+        await client.send(frames.Hello(instance="large", incarnation=1, fingerprint=mark, subscriptions=(wanted,)))
+        await client.until(1)
+        await client.send(client.receipt())
+        await client.until_kind(frames.ReceiptAck)
+    [joined] = await logged(database, Subscribed)
+    assert (joined.instance, joined.declares) == ("large", None)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

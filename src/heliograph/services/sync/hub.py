@@ -531,11 +531,21 @@ class Hub:
     # --- reports ---
 
     def report_everybody(self) -> None:
-        """Once more, as who is there now: for a ledger that was out of reach."""
-        for room in self._rooms.values():
-            for members in room.groups.values():
-                for subscriber in members:
-                    self._report_joined(subscriber)
+        """Once more, as who is there now: for a ledger that was out of reach. In the background."""
+        self._spawn(self._report_everybody())
+
+    async def _report_everybody(self) -> None:
+        everybody = [
+            (each, connection)
+            for room in self._rooms.values()
+            for members in room.groups.values()
+            for each, connection in members.items()
+        ]
+        for index, (subscriber, connection) in enumerate(everybody):
+            if connection.session in self._connections:
+                self._report_joined(subscriber)
+            if index % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
 
     def _report_joined(self, subscriber: Subscriber) -> None:
         """Also once more, when what it declares has changed."""

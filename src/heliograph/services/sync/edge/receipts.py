@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
 import structlog
 
-from heliograph.core.events import FannedOut, FromSync, NodeAlive
+from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed
+from heliograph.core.feed import MAX_RELAYED_BYTES
 from heliograph.eventlog.ports import Appender
 from heliograph.services.sync.receipts import Durable, Outbox
 from heliograph.telemetry.metrics import Metrics
@@ -15,6 +17,7 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 MAX_REPORTS: Final = 100_000
+_encode = msgspec.json.Encoder().encode
 
 
 class EdgeOutbox(Outbox):
@@ -26,10 +29,18 @@ class EdgeOutbox(Outbox):
         self._connected = connected
 
     def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
-        if durable is None and not self._connected():
+        if durable is None and not isinstance(event, Received) and not self._connected():
             if isinstance(event, (NodeAlive, FannedOut)):
                 return True
             if self.waiting >= MAX_REPORTS:
                 self._metrics.edge_events_dropped.inc()
                 return True
-        return super().put(event, key, durable)
+        return super().put(_fitting(event) if isinstance(event, Subscribed) else event, key, durable)
+
+
+def _fitting(event: Subscribed) -> Subscribed:
+    """What does not fit a frame to the parent goes without what its application declares: a hello may be larger than that."""
+    if event.declares is None or len(_encode(event)) <= MAX_RELAYED_BYTES:
+        return event
+    log.warning("edge_declared_schemas_too_large", namespace=event.namespace, environment=event.environment)
+    return msgspec.structs.replace(event, declares=None)

@@ -20,7 +20,7 @@ import structlog
 from heliograph.core import feed, frames
 from heliograph.core.delta import Entry
 from heliograph.core.digest import spell
-from heliograph.core.errors import BadProof, BadSignature, Corrupt, HeliographError, NotFound, Refused, Unavailable
+from heliograph.core.errors import BadProof, BadSignature, HeliographError, NotFound, Refused, Unavailable
 from heliograph.core.history import History
 from heliograph.core.records import Head, Version
 from heliograph.core.replica import Assembler, Candidate, Held, Replica, StateFrame
@@ -47,6 +47,7 @@ INLINE: Final = 64
 RESYNC_BASE_S: Final = 1.0
 RESYNC_CAP_S: Final = 60.0
 TICK_S: Final = 1.0
+REPORT_WITHIN_S: Final = 5.0
 FORGET_S: Final = 60.0
 """After a reconnect what was purged meanwhile is not known: so long clients that lag may still get deltas from older versions, then snapshots."""
 
@@ -209,6 +210,7 @@ class Upstream:
             self._subscribe(channel)
         if away_s is not None:  # the ledger may have given up on them meanwhile; telling it again is harmless
             self._hub.report_everybody()
+            self._hub.tell_edges(frames.Drain(within_s=REPORT_WITHIN_S))  # they come back, and report theirs
 
     def lost(self) -> None:
         self._by_id.clear()
@@ -251,10 +253,8 @@ class Upstream:
             except Unavailable as error:
                 log.warning("edge_history_not_told", namespace=channel.key[0], environment=channel.key[1], error=error.detail)
                 self._heal(channel)
-            except Corrupt as error:
-                log.error(
-                    "edge_state_contradicts_itself", namespace=channel.key[0], environment=channel.key[1], error=error.detail
-                )
+            except Exception:  # what a parent can make our own code raise costs its environment some time, never the edge
+                log.exception("edge_environment_failed", namespace=channel.key[0], environment=channel.key[1])
                 self._heal(channel)
 
     async def _step(self, channel: Channel, frame: Frame) -> None:
@@ -343,7 +343,7 @@ class Upstream:
         if not channel.confirmed:
             channel.confirmed = True
             if channel.environment:
-                asyncio.get_running_loop().call_later(FORGET_S, _forget_past, channel.environment)
+                self._forget_later(channel.environment)
 
     def _push_again(self, channel: Channel, frame: StateFrame) -> None:
         """An operator has what is here told again."""
@@ -353,8 +353,13 @@ class Upstream:
     def _purged(self, channel: Channel, frame: feed.Purged) -> None:
         if channel.environment:
             channel.environment.forget_past()
+            self._forget_later(channel.environment)  # the version that took the text away may come after this
             self._keep(channel)
         self._hub.tell_edges(frame)
+
+    @staticmethod
+    def _forget_later(environment: Environment) -> None:
+        asyncio.get_running_loop().call_later(FORGET_S, _forget_past, environment)
 
     # --- what does not verify ---
 
