@@ -138,6 +138,7 @@ async def _work_until(edge: Edge, ready: asyncio.Event, stop: asyncio.Event) -> 
                 await _serve_until(edge, ready, stop)
             for task in tasks[1:]:
                 task.cancel()
+            await asyncio.gather(*tasks[1:], return_exceptions=True)
             await edge.outbox.flush(edge.settings.drain_s)  # over the uplink, which goes last
             tasks[0].cancel()
     finally:
@@ -155,6 +156,7 @@ async def _met(edge: Edge, stop: asyncio.Event) -> bool:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for each in waits:
         each.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
     return not stop.is_set()
 
 

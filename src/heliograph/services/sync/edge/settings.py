@@ -16,11 +16,7 @@ DAY_S = 86_400.0
 
 
 class EdgeSettings(HubSettings):
-    parent_url: str = Field(
-        "",
-        pattern=r"^(https?://[^\s]+)?$",
-        description="the Heliograph that feeds this edge: its API, or another edge's HTTP port",
-    )
+    parent_url: str = Field("", description="the Heliograph that feeds this edge: its API, or another edge's HTTP port")
     edge_token: SecretStr | None = Field(None, description="edge token: it names what may be relayed, and the anchor of trust")
     edge_token_file: Path | None = Field(
         None, description="file of mode 0600 that holds it, read again for each connection; the file wins when both are set"
@@ -43,6 +39,13 @@ class EdgeSettings(HubSettings):
         "", description="where clients reach this edge's stream, with its path; default: where it listens"
     )
     public_bundles_url: str = Field("", description="where clients reach this edge's HTTP port; default: where it listens")
+
+    @field_validator("parent_url")
+    @classmethod
+    def _of_http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("not an address: write https://… (or http://…) and the host")
+        return value
 
     @field_validator("edge_hold")
     @classmethod
