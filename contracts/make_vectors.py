@@ -101,13 +101,14 @@ def time_texts() -> Vectors:
 
 
 def tokens() -> Vectors:
-    """hel_<kind>_<30 base62 secret>[<43 base62 anchor>]<6 base62 CRC32 of all before>; digits 0-9 A-Z a-z. Only client tokens
-    have an anchor: the digest of the root key. stored: SHA-256 of the token, hex.
+    """hel_<kind>_<30 base62 secret>[<43 base62 anchor>]<6 base62 CRC32 of all before>; digits 0-9 A-Z a-z. Only client and edge
+    tokens have an anchor: the digest of the root key. stored: SHA-256 of the token, hex.
     """
     secret = token.ALPHABET[: token.SECRET_LENGTH]
     anchor = Authority().anchor
     low, high = "sha256:" + "0" * 64, "sha256:" + "f" * 64
-    made = [(kind, None) for kind in token.KINDS if kind != "client"] + [("client", each) for each in (anchor, low, high)]
+    made = [(kind, None) for kind in token.KINDS if kind not in token.ANCHORED]
+    made += [("edge", anchor), *(("client", each) for each in (anchor, low, high))]
     cases = [{"kind": kind, "anchor": each, "token": token.mint(kind, secret, each)} for kind, each in made]  # type: ignore[arg-type]
     admin, client = cases[0]["token"], cases[-1]["token"]
     assert admin

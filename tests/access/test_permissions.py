@@ -14,6 +14,7 @@ EXPECTED = {
     "author": "read head write create delete connect observe",
     "client": "head connect",
     "service": "read head connect observe internal",
+    "edge": "head connect relay",
 }
 
 

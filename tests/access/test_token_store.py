@@ -51,10 +51,10 @@ async def test_a_token_stands_for_a_principal(store: TokenStore) -> None:
     )
 
 
-async def test_only_client_tokens_carry_the_anchor(store: TokenStore) -> None:
+async def test_only_client_and_edge_tokens_carry_the_anchor(store: TokenStore) -> None:
     for kind in token.KINDS:
         _, text = await store.create(kind, "x", SHOP, by=None)
-        assert token.parse(text).anchor == (ANCHOR if kind == "client" else None)
+        assert token.parse(text).anchor == (ANCHOR if kind in ("client", "edge") else None)
 
 
 async def test_text_is_not_in_the_database(store: TokenStore, pool: Pool) -> None:

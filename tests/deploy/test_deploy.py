@@ -141,7 +141,7 @@ BESIDE = DEPLOY / "systemd/heliograph@sync-next.service.d/beside.conf"
 def test_units_start_commands_that_exist() -> None:
     known = {each.words for each in command_line.commands()}
     started = [line for unit in UNITS for line in unit.read_text().splitlines() if line.startswith("ExecStart=")]
-    assert [each.split()[1] in known for each in started] == [True, True]
+    assert [each.split()[1] in known for each in started] == [True, True, True]
 
 
 def test_every_service_has_an_environment_file_that_its_settings_accept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ NEEDS = ("curl", "jq")
 SDK = ("celery.md", "django.md", "fastapi.md", "plain-script.md", "use-the-python-sdk.md")
 ELSEWHERE = {
     "how-to/servers.md": "tests/end_to_end/test_moving.py",
+    "how-to/edges.md": "tests/end_to_end/test_edges_page.py",
     **{f"how-to/{page}": "tests/examples/test_pages.py" for page in SDK},
 }
 """Pages that need more than `heliograph dev`, and the test that runs them."""

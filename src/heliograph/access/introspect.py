@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 import httpx
@@ -31,9 +31,11 @@ class Introspector:
     ask about one token ask once, only so many questions are open at a time, and what is refused is remembered apart, so that it cannot push out what
     is good."""
 
-    def __init__(self, registry_url: str, service_token: str, *, client: httpx.AsyncClient | None = None) -> None:
+    def __init__(
+        self, registry_url: str, service_token: str | Callable[[], str], *, client: httpx.AsyncClient | None = None
+    ) -> None:
         self._http = client or httpx.AsyncClient(base_url=registry_url, timeout=TIMEOUT_S)
-        self._headers = {"Authorization": f"Bearer {service_token}"}
+        self._token = service_token if callable(service_token) else lambda: service_token
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
         self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Principal | None]] = {}
@@ -43,7 +45,11 @@ class Introspector:
     async def principal(self, text: str) -> Principal:
         """Raises Unauthenticated, Unavailable, Overloaded."""
         token.parse(text)
-        found = await self._find(token.sha256(text))
+        return await self.by_digest(token.sha256(text))
+
+    async def by_digest(self, sha256: bytes) -> Principal:
+        """As `principal`, for somebody who has no more than the SHA-256 of the text."""
+        found = await self._find(sha256)
         if found is None or (found.expires_at_us is not None and found.expires_at_us <= time.time() * 1e6):
             raise Unauthenticated("the token is unknown, expired or revoked")
         return found
@@ -104,8 +110,9 @@ class Introspector:
 
     async def _answer(self, sha256: bytes) -> Principal | None:
         """404 is the registry's word for unknown, expired or revoked."""
+        headers = {"Authorization": f"Bearer {self._token()}"}
         try:
-            answer = await self._http.post("/v1/internal/introspect", json={"sha256": sha256.hex()}, headers=self._headers)
+            answer = await self._http.post("/v1/internal/introspect", json={"sha256": sha256.hex()}, headers=headers)
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"tokens cannot be checked now: the registry is not reachable ({type(error).__name__})", retry_after=1

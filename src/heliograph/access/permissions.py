@@ -21,13 +21,15 @@ class Action(StrEnum):
     CONNECT = "connect"  # the stream, receipts
     OBSERVE = "observe"  # propagation, instances, drift
     INTERNAL = "internal"  # what services ask each other
+    RELAY = "relay"  # what an edge does for clients of its own
 
 
 PERMITTED: Final[dict[TokenKind, frozenset[Action]]] = {
-    "admin": frozenset(Action) - {Action.INTERNAL},
+    "admin": frozenset(Action) - {Action.INTERNAL, Action.RELAY},
     "author": frozenset({Action.READ, Action.HEAD, Action.WRITE, Action.CREATE, Action.DELETE, Action.CONNECT, Action.OBSERVE}),
     "client": frozenset({Action.HEAD, Action.CONNECT}),
     "service": frozenset({Action.READ, Action.HEAD, Action.CONNECT, Action.OBSERVE, Action.INTERNAL}),
+    "edge": frozenset({Action.HEAD, Action.CONNECT, Action.RELAY}),
 }
 
 

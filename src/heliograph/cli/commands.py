@@ -59,7 +59,7 @@ CHANGE: Final = "Change"
 LOOK: Final = "Look"
 PROVE: Final = "Prove"
 RUN: Final = "Run"
-LOCAL: Final = (running.dev, running.serve, running.migrate, version)
+LOCAL: Final = (running.dev, running.serve, running.edge, running.migrate, version)
 
 _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("apply", writing.apply, CHANGE),
@@ -89,6 +89,7 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("demo", running.demo, RUN),
     ("dev", running.dev, RUN),
     ("serve", running.serve, RUN),
+    ("edge", running.edge, RUN),
     ("migrate", running.migrate, RUN),
     ("health", proving.health, RUN),
     ("version", version, RUN),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -35,6 +36,28 @@ def serve(session: Session, service: Annotated[str, typer.Argument(help="registr
     room = _import(f"heliograph.services.{service}.app")
     settings = getattr(_import(f"heliograph.services.{service}.settings"), f"{service.capitalize()}Settings")
     raise typer.Exit(process.run(service, settings, room.serve))
+
+
+def edge(
+    session: Session,
+    parent: Annotated[
+        str | None,
+        typer.Option("--parent", metavar="URL", help="What feeds it: the API of a Heliograph, or another edge's HTTP port."),
+    ] = None,
+    edge_token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="Edge token, in a file of mode 0600.")
+    ] = None,
+) -> None:
+    """Run a hub that another Heliograph feeds over one connection: a site, an office, a factory. It goes on when its parent is away.
+
+    Its settings are environment variables that begin with HELIOGRAPH_; HELIOGRAPH_PARENT_URL and HELIOGRAPH_EDGE_TOKEN_FILE stand for the options.
+    """
+    del session
+    process = _import("heliograph.runtime.process")
+    app = _import("heliograph.services.sync.edge.app")
+    make = _import("heliograph.services.sync.edge.settings").EdgeSettings
+    told = {name: each for name, each in (("parent_url", parent), ("edge_token_file", edge_token_file)) if each is not None}
+    raise typer.Exit(process.run("edge", lambda: make(**told), app.serve))
 
 
 def migrate(

@@ -17,7 +17,7 @@ from heliograph.core.errors import InvalidRequest
 
 def create(
     session: Session,
-    kind: Annotated[str, typer.Argument(help="admin, author, client or service")],
+    kind: Annotated[str, typer.Argument(help="admin, author, client, service or edge")],
     name: Annotated[str, typer.Argument(help="What or whom it is for.")],
     scope: Annotated[list[str], typer.Option("--scope", "-s", help="namespace/environment, with * for all; may be repeated.")],
     expires: Annotated[

@@ -41,7 +41,7 @@ STORED = b"heliograph-replica/1"
 """How a stored state begins: the version of its form."""
 
 
-class _Held(msgspec.Struct, frozen=True, kw_only=True):
+class Held(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is believed about one version. ``safe``: the highest number that was ever said to be safe; it never falls."""
 
     head: Head
@@ -64,8 +64,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     ``changed``: names in the view whose document or schema differs from what is held. ``restarted``: the history was restarted by a signed recovery.
     """
 
-    held: _Held
-    after: _Held | None
+    held: Held
+    after: Held | None
     changed: frozenset[str]
     restarted: bool = False
 
@@ -86,7 +86,7 @@ class Replica:
         self.namespace = namespace
         self.environment = environment
         self.view: View = view_of(view)
-        self._held: _Held | None = None
+        self._held: Held | None = None
 
     # --- what is believed ---
 
@@ -97,6 +97,11 @@ class Replica:
     @property
     def head(self) -> Head | None:
         return self._held.head if self._held else None
+
+    @property
+    def held(self) -> Held | None:
+        """What is believed, with what proves it."""
+        return self._held
 
     @property
     def texts(self) -> Mapping[str, bytes]:
@@ -149,7 +154,7 @@ class Replica:
         return head
 
     @staticmethod
-    def _is_newer(head: Head, held: _Held) -> bool:
+    def _is_newer(head: Head, held: Held) -> bool:
         """Raises RolledBack or Forked."""
         at, mine = head.cursor, held.head.cursor
         if (at.epoch, at.number) < (mine.epoch, mine.number):
@@ -159,7 +164,7 @@ class Replica:
         return at != mine
 
     @staticmethod
-    def _refreshed(head: Head, frame: Statement, held: _Held) -> Candidate | None:
+    def _refreshed(head: Head, frame: Statement, held: Held) -> Candidate | None:
         """The same version, signed again."""
         if head.root != held.head.root:
             raise Forked("the same version with another root")
@@ -183,7 +188,7 @@ class Replica:
     # --- 4: its descent ---
 
     def _descends(
-        self, held: _Held, head: Head, version: Version, ancestry: tuple[str, ...] | None, recovery: Recovery | None
+        self, held: Held, head: Head, version: Version, ancestry: tuple[str, ...] | None, recovery: Recovery | None
     ) -> bool:
         """Whether it does by a restart of the history. Raises Forked, BadSignature."""
         mine = held.head.cursor
@@ -196,7 +201,7 @@ class Replica:
         self._restarts(held, head, version, recovery)
         return True
 
-    def _restarts(self, held: _Held, head: Head, version: Version, recovery: Recovery) -> None:
+    def _restarts(self, held: Held, head: Head, version: Version, recovery: Recovery) -> None:
         opened = self.trust.verify_version(recovery.version)
         identity = Version.id_of(recovery.version.payload)
         mine = held.head.cursor
@@ -222,7 +227,7 @@ class Replica:
         new = _read(told, base.entries if base else {}, dict(proof.differing(before, after, self.view)))
         held, ran = self._held, self._held.trie if self._held else None
         return Candidate(
-            held=_Held(
+            held=Held(
                 head=head,
                 signed_head=frame.head,
                 signed_version=frame.version,
@@ -235,7 +240,7 @@ class Replica:
             restarted=restarted,
         )
 
-    def _base(self, frame: DeltaFrame | AdvanceFrame) -> _Held:
+    def _base(self, frame: DeltaFrame | AdvanceFrame) -> Held:
         if self._held is None or frame.from_ != self._held.head.cursor:
             raise BadProof("a delta from a version that is not held here")
         return self._held

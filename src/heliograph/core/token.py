@@ -1,7 +1,7 @@
 """The text form of tokens: ``hel_<kind>_<30 base62 secret>[<43 base62 anchor>]<6 base62 checksum>``.
 
-The checksum (CRC32 of all before) lets scanners and servers throw out typos and fakes without a look-up. A client token carries the trust anchor:
-the fingerprint of the signing root, so that a client never has to learn it from the server it verifies. Only the SHA-256 of the whole is stored.
+The checksum (CRC32 of all before) lets scanners and servers throw out typos and fakes without a look-up. A client or edge token carries the trust
+anchor: the fingerprint of the signing root, so that its holder never has to learn it from whom it verifies. Only the SHA-256 of the whole is stored.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Literal, get_args
 from heliograph.core.digest import Digest, spell, unspell
 from heliograph.core.errors import Unauthenticated
 
-TokenKind = Literal["admin", "author", "client", "service"]
+TokenKind = Literal["admin", "author", "client", "service", "edge"]
 KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
+ANCHORED: frozenset[TokenKind] = frozenset({"client", "edge"})
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SECRET_LENGTH = 30
 ANCHOR_LENGTH = 43
@@ -25,7 +26,7 @@ CHECKSUM_LENGTH = 6
 _TOKEN = re.compile(
     rf"hel_({'|'.join(KINDS)})_([0-9A-Za-z]{{{SECRET_LENGTH}}})([0-9A-Za-z]{{{ANCHOR_LENGTH}}})?([0-9A-Za-z]{{{CHECKSUM_LENGTH}}})"
 )
-PATTERN = re.compile(r"hel_(?:admin|author|client|service)_[0-9A-Za-z]{8,}")
+PATTERN = re.compile(r"hel_(?:admin|author|client|service|edge)_[0-9A-Za-z]{8,}")
 """Anything that looks like a token, for redaction."""
 _NOT_A_TOKEN = "not a token, or one that was cut off or mistyped"  # noqa: S105  # a sentence
 
@@ -57,8 +58,8 @@ def mint(kind: TokenKind, secret: str, anchor: Digest | None = None) -> str:
     """Token text from 30 characters of `ALPHABET` that the caller drew at random (178 bits)."""
     if len(secret) != SECRET_LENGTH or not set(secret) <= set(ALPHABET):
         raise ValueError("a secret has 30 base62 characters")
-    if (kind == "client") != (anchor is not None):
-        raise ValueError("client tokens carry an anchor, others do not")
+    if (kind in ANCHORED) != (anchor is not None):
+        raise ValueError("client and edge tokens carry an anchor, others do not")
     head = f"hel_{kind}_{secret}" + (_base62(int.from_bytes(unspell(anchor), "big"), ANCHOR_LENGTH) if anchor else "")
     return head + _checksum(head)
 
@@ -68,9 +69,9 @@ def parse(text: str) -> TokenParts:
     found = _TOKEN.fullmatch(text)
     if not found or _checksum(text[:-CHECKSUM_LENGTH]) != found[4]:
         raise Unauthenticated(_NOT_A_TOKEN)
-    if (found[1] == "client") != (found[3] is not None):
-        raise Unauthenticated(_NOT_A_TOKEN)
     kind: TokenKind = found[1]  # type: ignore[assignment]  # the pattern lists the kinds
+    if (kind in ANCHORED) != (found[3] is not None):
+        raise Unauthenticated(_NOT_A_TOKEN)
     return TokenParts(kind, _anchor(found[3]) if found[3] else None)
 
 

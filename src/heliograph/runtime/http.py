@@ -67,8 +67,9 @@ def _add_health(app: FastAPI, metrics: Metrics, readiness: Readiness) -> None:
     @app.get("/readyz", include_in_schema=False)
     async def readyz() -> Response:
         if readiness.ready:
-            return Json({"status": "ready"})
-        missing = readiness.missing()
+            impaired = readiness.impairments()
+            return Json({"status": "degraded", "impaired": impaired} if impaired else {"status": "ready"})
+        missing = readiness.missing() | readiness.impairments()  # what is impaired may be why something is missing
         detail = "; ".join(f"{condition}: {reason}" for condition, reason in missing.items())
         return other_problem(503, "not-ready", "Not ready", detail, {"Retry-After": "1"}, missing=missing)
 

@@ -17,6 +17,7 @@ class Readiness:
 
     def __init__(self, *conditions: str) -> None:
         self._missing = dict.fromkeys(conditions, "starting")
+        self._impaired: dict[str, str] = {}
         self._changed = asyncio.Event()
 
     def met(self, condition: str) -> None:
@@ -27,6 +28,17 @@ class Readiness:
         """``condition`` (it may be a new one, such as "drain") does not hold; ``reason`` is shown to operators: no secrets."""
         self._missing[condition] = reason
         self._changed.set()
+
+    def impaired(self, condition: str, reason: str) -> None:
+        """It serves, and not as well as it should: told to operators, and no cause to send traffic elsewhere."""
+        self._impaired[condition] = reason
+
+    def sound(self, condition: str) -> None:
+        self._impaired.pop(condition, None)
+
+    def impairments(self) -> dict[str, str]:
+        """Condition -> reason for each that is impaired."""
+        return dict(self._impaired)
 
     def missing(self) -> dict[str, str]:
         """Condition -> reason for each that does not hold."""

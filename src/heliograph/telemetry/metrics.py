@@ -36,6 +36,7 @@ class Metrics:
         self._declare_registry()
         self._declare_eventlog()
         self._declare_sync()
+        self._declare_edge()
         self._declare_ledger()
 
     def exposition(self) -> bytes:
@@ -144,6 +145,19 @@ class Metrics:
         self.receipts_taken = self._counter("receipts_taken_total", "Receipts taken from clients", "state")
         self.receipts_waiting = self._gauge("receipts_waiting", "Receipts taken and not yet durable")
         self.synced_head_age_seconds = self._gauge("synced_head_age_seconds", "Age of the oldest head that this node serves")
+
+    def _declare_edge(self) -> None:
+        self.edge_parent_connected = self._gauge("edge_parent_connected", "1 while this edge is connected to its parent")
+        self.edge_staleness_seconds = self._gauge(
+            "edge_staleness_seconds", "How long ago this edge lost its parent; 0 while it is connected"
+        )
+        self.edge_environments = self._gauge("edge_environments", "Environments that this edge follows")
+        self.edge_refused = self._counter(
+            "edge_refused_total", "What the parent sent and did not verify; this edge keeps what it has", "code"
+        )
+        self.edge_events_dropped = self._counter(
+            "edge_events_dropped_total", "Reports to the ledger given up while the parent was away; never receipts"
+        )
 
     def _declare_ledger(self) -> None:
         self.propagation_seconds = self._histogram(

@@ -293,7 +293,7 @@ class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """``token`` is told once, when it is made. ``last_used_at``: to the hour."""
 
     id: str
-    kind: Literal["admin", "author", "client", "service"]
+    kind: Literal["admin", "author", "client", "service", "edge"]
     name: str
     scopes: tuple[TokenScope, ...]
     created_by: str | None

@@ -13,7 +13,7 @@ from random import uniform
 from typing import Final
 
 from heliograph.core.errors import Overloaded, Throttled, Unavailable
-from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.settings import HubSettings
 from heliograph.telemetry.metrics import Metrics
 
 MAX_PLACES: Final = 65_536
@@ -57,7 +57,7 @@ class Buckets:
 class Admission:
     """Belongs to one event loop. `backlog`: what waits to become durable."""
 
-    def __init__(self, settings: SyncSettings, metrics: Metrics, backlog: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, settings: HubSettings, metrics: Metrics, backlog: Callable[[], int] = lambda: 0) -> None:
         self._settings = settings
         self._backlog = backlog
         self._refused = metrics.connections_refused

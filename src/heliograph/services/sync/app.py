@@ -22,19 +22,12 @@ from heliograph.eventlog.ports import Stream as LogStream
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.leaving import Leave
 from heliograph.runtime.postgres import Pool, open_pool
-from heliograph.services.sync.admission import Admission
-from heliograph.services.sync.api import make_router
-from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.follow import Follower
+from heliograph.services.sync.front import Front
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.registry import Registry
 from heliograph.services.sync.settings import SyncSettings
-from heliograph.services.sync.shortcut import Shortcut
-from heliograph.services.sync.sse import Events
-from heliograph.services.sync.stream import Stream
-from heliograph.services.sync.tickets import Tickets
-from heliograph.telemetry import loop_lag
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
 
@@ -53,15 +46,12 @@ class Node:
     registry: Registry
     introspector: Introspector
     outbox: Outbox
-    admission: Admission
     hub: Hub
-    stream: Stream
-    sse: Events
-    tickets: Tickets
+    front: Front
     follower: Follower
 
     async def close(self) -> None:
-        await self.stream.close()
+        await self.front.stream.close()
         await self.follower.close()
         await self.introspector.close()
         await self.registry.close()
@@ -74,18 +64,7 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     """Opens everything, sets `ready` when it can serve, returns after a drain once `stop` is set, raises when it cannot go on."""
     node = await _open(settings)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
-    app.include_router(
-        make_router(
-            node.hub,
-            node.outbox,
-            node.introspector,
-            node.admission,
-            node.metrics,
-            events=node.sse,
-            tickets=node.tickets,
-        )
-    )
-    front = Shortcut(app, node.hub, node.introspector, node.admission, node.metrics)
+    front = node.front.over_http(app)
     drained = asyncio.Event()
     leave = Leave.of(settings, node.readiness, meanwhile=drained.wait)
     try:
@@ -122,10 +101,7 @@ async def _open(settings: SyncSettings) -> Node:
         introspector.forget(tokens)
         hub.revoked(tokens)
 
-    admission = Admission(settings, metrics, lambda: outbox.waiting)
-    tickets = Tickets(token)
-    stream = Stream(hub, introspector, settings, admission, tickets, metrics)
-    hub.check_renewal = stream.renew
+    front = Front.of(hub, outbox, introspector, settings, metrics, secret=token, backlog=lambda: outbox.waiting)
     reader = events.reader(LogStream.VERSIONS)
     return Node(
         settings=settings,
@@ -136,11 +112,8 @@ async def _open(settings: SyncSettings) -> Node:
         registry=registry,
         introspector=introspector,
         outbox=outbox,
-        admission=admission,
         hub=hub,
-        stream=stream,
-        sse=Events(hub, stream, settings),
-        tickets=tickets,
+        front=front,
         follower=Follower(reader, registry, hub, settings, metrics, letters=_Letters(letters, metrics), revoked=revoked),
     )
 
@@ -187,36 +160,19 @@ async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event, lea
     node.readiness.met("content")
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not walk it
-    server = await node.stream.serve(node.settings.listen_host, node.settings.sync_port)
+    server = await node.front.stream.serve(node.settings.listen_host, node.settings.sync_port)
     node.readiness.met("stream")
     ready.set()
     log.info("sync_ready", node=node.hub.node, environments=sum(1 for _ in node.hub.environments()))
     try:
         async with asyncio.TaskGroup() as group:
-            long_lived = (
-                node.follower.run(marks),
-                node.hub.run(),
-                node.outbox.run(),
-                node.stream.recheck(),
-                node.sse.run(),
-                loop_lag.run(node.metrics, stop, node.admission.lagged),
-            )
-            tasks = [group.create_task(each) for each in long_lived]
+            tasks = [group.create_task(each) for each in (node.follower.run(marks), *node.front.work(stop))]
             await stop.wait()
             await leave.turn_away()
             server.close()
-            await _drain(node)
+            await node.front.drain()
+            await node.outbox.flush(node.settings.drain_s)
             for task in tasks:
                 task.cancel()
     finally:
         await node.outbox.flush(node.settings.drain_s)
-
-
-async def _drain(node: Node) -> None:
-    settings = node.settings
-    await Drain(
-        node.hub, per_s=settings.drain_clients_per_s, within_s=settings.drain_s, opening=lambda: node.stream.greeting
-    ).run()
-    await node.stream.farewell()
-    await node.hub.end()
-    await node.outbox.flush(settings.drain_s)

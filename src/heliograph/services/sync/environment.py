@@ -103,6 +103,25 @@ class Environment:
         self.answer, self.trace = answer, trace
         self._move(head, version, root)
 
+    def adopt(
+        self,
+        head: Signed,
+        version: Signed,
+        root: trie.Node,
+        entries: Iterable[Entry],
+        past: history.History | None,
+        *,
+        answer: Answer,
+        trace: str | None,
+    ) -> None:
+        """A version that was verified elsewhere, with its whole trie. ``entries``: those that the version before had not. ``past``: all versions
+        before it, unless it follows the one that is here. Raises Corrupt when the past is another one."""
+        self._entries |= {entry.digest: entry for entry in entries}
+        if past is not None:
+            self._history = past
+        self.answer, self.trace = answer, trace
+        self._move(head, version, root)
+
     def renew(self, head: Signed) -> bool:
         """A head of the same version with a later signature. Whether it was one."""
         new = Head.read(head.payload)
@@ -172,6 +191,10 @@ class Environment:
         return 0 < cursor.number <= len(self._history) and self._history.levels[0][cursor.number - 1] == history.leaf(
             unspell(cursor.version)
         )
+
+    @property
+    def history(self) -> history.History:
+        return self._history
 
     def entry(self, digest: bytes) -> Entry:
         try:

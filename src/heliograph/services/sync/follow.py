@@ -149,7 +149,7 @@ class Follower:
             case DeletedEvent():
                 self._remove(event)
             case PurgeEvent(namespace=namespace):
-                self._forget_past(namespace)
+                self._hub.forget_past(namespace)
 
     def _remove(self, event: DeletedEvent) -> None:
         """What is being read of it was read before this. Should it have been restored since, its next head brings it back."""
@@ -160,11 +160,6 @@ class Follower:
         self._hub.no_environment(
             event.namespace, event.environment, f"the environment {where} was deleted; it can be restored until {until}"
         )
-
-    def _forget_past(self, namespace: str) -> None:
-        for environment in self._hub.environments():
-            if environment.namespace == namespace:
-                environment.forget_past()
 
     def _take_head(self, record: Record, event: HeadEvent) -> None:
         try:

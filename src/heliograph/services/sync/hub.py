@@ -23,7 +23,8 @@ import structlog
 
 from heliograph.core import frames
 from heliograph.core.errors import NotFound, NotReady, Overloaded
-from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.feed import Purged, Revoked, ToEdge
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
 from heliograph.core.times import to_us
@@ -38,14 +39,17 @@ from heliograph.services.sync.session import (
     Close,
     Declared,
     Effect,
+    Followed,
     Opened,
+    Relayed,
     Renewed,
     Reset,
     Send,
     Session,
     Subscriber,
+    Unfollowed,
 )
-from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.settings import HubSettings
 from heliograph.services.sync.transfers import Transfer, Transfers, is_large
 from heliograph.services.sync.turns import Turns
 from heliograph.services.sync.wheel import Wheel
@@ -129,7 +133,6 @@ class Arrival:
 
     connection: Connection
     subscriber: Subscriber
-    hello: frames.Hello
 
 
 @dataclass(slots=True)
@@ -141,13 +144,14 @@ class Room:
     gathering: dict[View, list[Take]] = field(default_factory=dict)
     moved: bool = False
     logged_us: int = 0
+    asked_us: int = 0  # when it was last asked for over HTTP
     fanning: Iterator[None] | None = None
 
 
 class Hub:
     """Belongs to one event loop. Implements `History` for its sessions."""
 
-    def __init__(self, node: str, settings: SyncSettings, outbox: Outbox, metrics: Metrics) -> None:
+    def __init__(self, node: str, settings: HubSettings, outbox: Outbox, metrics: Metrics) -> None:
         self.node = node
         self._settings = settings
         self._outbox = outbox
@@ -187,6 +191,7 @@ class Hub:
             raise NotReady("this node is loading", retry_after=1)
         key = (namespace, environment)
         if (room := self._rooms.get(key)) is not None:
+            room.asked_us = now_us()
             return room.environment
         found: asyncio.Future[Environment | NotFound] = asyncio.get_running_loop().create_future()
         self._sought.setdefault(key, []).append(found)
@@ -286,6 +291,13 @@ class Hub:
     def push_again(self, environment: Environment, trace: str | None) -> None:
         """An operator has the head told again to those who are not known to run it: in the background, each answers at once."""
         self._spawn(self._push_again(self._rooms[environment.namespace, environment.environment], trace))
+
+    def forget_past(self, namespace: str) -> None:
+        """Texts of it were purged: what no head has is dropped, here and at the edges below."""
+        for environment in self.environments():
+            if environment.namespace == namespace:
+                environment.forget_past()
+        self.tell_edges(Purged(namespace=namespace))
 
     def knows(self, namespace: str, environment: str, cursor: Cursor) -> bool:
         room = self.room(namespace, environment)
@@ -415,6 +427,13 @@ class Hub:
         for connection in list(self._connections.values()):
             if connection.session.principal.id in gone:
                 self.close(connection, problems.REVOKED, "the token was revoked")
+        self.tell_edges(Revoked(tokens=tuple(sorted(gone))))
+
+    def tell_edges(self, frame: ToEdge) -> None:
+        told = _encode(frame)
+        for connection in list(self._connections.values()):
+            if connection.session.relays:
+                connection.pipe.send(told)
 
     def connections(self) -> list[Connection]:
         """In the order in which they came."""
@@ -439,21 +458,35 @@ class Hub:
             case Reset():
                 self._reset(connection, effect)
             case Declared(subscribers):
-                for subscriber in subscribers:
-                    if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
-                        self._report_joined(subscriber)
-            case Opened(hello, subscribers):
-                self._open(connection, hello, subscribers)
+                self._declared(subscribers)
+            case Opened(subscribers=subscribers):
+                self._open(connection, subscribers)
             case Renewed(token):
                 self.check_renewal(connection, token)
+            case _:
+                self._do_for_edge(connection, effect)
 
-    def _open(self, connection: Connection, hello: frames.Hello, subscribers: tuple[Subscriber, ...]) -> None:
-        if not self._owns(connection, hello):
+    def _do_for_edge(self, connection: Connection, effect: Followed | Unfollowed | Relayed) -> None:
+        match effect:
+            case Followed(subscriber):
+                self._place(Arrival(connection, subscriber))
+            case Unfollowed(subscriber):
+                self._leave(subscriber)
+            case Relayed(events, seq):
+                self._relay(connection, events, seq)
+
+    def _declared(self, subscribers: tuple[Subscriber, ...]) -> None:
+        for subscriber in subscribers:
+            if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
+                self._report_joined(subscriber)
+
+    def _open(self, connection: Connection, subscribers: tuple[Subscriber, ...]) -> None:
+        if not self._owns(connection):
             return
         connection.pipe.send(_encode(self._welcome(connection.session)))
         self._look_again(connection)
         for subscriber in subscribers:
-            self._place(Arrival(connection, subscriber, hello))
+            self._place(Arrival(connection, subscriber))
         self._count()
 
     def _place(self, arrival: Arrival) -> None:
@@ -483,16 +516,17 @@ class Hub:
             self._owners.popitem(last=False)
         return True
 
-    def _owns(self, connection: Connection, hello: frames.Hello) -> bool:
+    def _owns(self, connection: Connection) -> bool:
         if connection.session.anonymous:
             return True
-        _, newest = self._owners.get(hello.instance, ("", -1))
-        if not self.may_speak_for(hello.instance, connection.session.principal.id, hello.incarnation):
+        instance, incarnation = connection.session.instance, connection.session.incarnation
+        _, newest = self._owners.get(instance, ("", -1))
+        if not self.may_speak_for(instance, connection.session.principal.id, incarnation):
             self.close(connection, problems.SUPERSEDED, "the instance id is in use")
             return False
-        if older := self._instances.get(hello.instance):
-            self.close(older, problems.SUPERSEDED if hello.incarnation > newest else problems.UNAVAILABLE, "connected again")
-        self._instances[hello.instance] = connection
+        if older := self._instances.get(instance):
+            self.close(older, problems.SUPERSEDED if incarnation > newest else problems.UNAVAILABLE, "connected again")
+        self._instances[instance] = connection
         return True
 
     def _welcome(self, session: Session) -> frames.Welcome:
@@ -513,6 +547,15 @@ class Hub:
         self._receipts_taken[receipt.state].inc()
         connection.unacknowledged = max(connection.unacknowledged, seq)
         self._outbox.put(receipt, receipt.instance, lambda: self._durable(connection, seq))
+
+    def _relay(self, connection: Connection, events: tuple[FromSync, ...], seq: int) -> None:
+        """The outbox keeps order, so when the last one is durable all are."""
+        for each in events:
+            if isinstance(each, Received):
+                self._receipts_taken[each.state].inc()
+            durable = (lambda: self._durable(connection, seq)) if each is events[-1] else None
+            if not self._outbox.put(each, each.node if isinstance(each, (FannedOut, NodeAlive)) else each.instance, durable):
+                self.close(connection, problems.OVERLOADED, "more than the log takes now; send it again later")
 
     def _durable(self, connection: Connection, seq: int) -> None:
         """Acknowledges once per turn of the loop, whatever became durable in it."""
@@ -709,10 +752,27 @@ class Hub:
 
     # --- reports ---
 
+    def report_everybody(self) -> None:
+        """Once more, as who is there now: for a ledger that was out of reach. In the background."""
+        self._spawn(self._report_everybody())
+
+    async def _report_everybody(self) -> None:
+        everybody = [
+            (each, connection)
+            for room in self._rooms.values()
+            for members in room.groups.values()
+            for each, connection in members.items()
+        ]
+        for index, (subscriber, connection) in enumerate(everybody):
+            if connection.session in self._connections:
+                self._report_joined(subscriber)
+            if index % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+
     def _report_joined(self, subscriber: Subscriber) -> None:
         """Also once more, when what it declares has changed."""
         session = subscriber.session
-        if session.anonymous:
+        if session.anonymous or session.relays:
             return
         declares, subscriber.declares = subscriber.declares, None
         assert session.fingerprint, "nothing is known of a session before its hello"
@@ -738,7 +798,7 @@ class Hub:
 
     def _report_left(self, subscriber: Subscriber, reason: str) -> None:
         session = subscriber.session
-        if session.anonymous:
+        if session.anonymous or session.relays:
             return
         self._outbox.put(
             Unsubscribed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import msgspec
 
@@ -18,7 +18,7 @@ from heliograph.access.permissions import Action, allow
 from heliograph.access.principal import Principal
 from heliograph.core import frames, names
 from heliograph.core.errors import HeliographError, InvalidRequest, MalformedFrame, NotReady
-from heliograph.core.events import Received
+from heliograph.core.events import FromSync, Received
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
 from heliograph.runtime import problems
@@ -104,7 +104,27 @@ class Close:
     reason: str
 
 
-Effect = Opened | Answered | Reset | Declared | Send | Renewed | Close
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """One more subscription, on a connection that is open."""
+
+    subscriber: Subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class Unfollowed:
+    subscriber: Subscriber
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """What clients of an edge said, to be stored in this order, and acknowledged with ``seq`` once all is durable."""
+
+    events: tuple[FromSync, ...]
+    seq: int
+
+
+Effect = Opened | Answered | Reset | Declared | Send | Renewed | Followed | Unfollowed | Relayed | Close
 
 
 class History(Protocol):
@@ -125,6 +145,10 @@ class History(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Session:
+    """``relays``: whether this is an edge (`feed.EdgeSession`), no instance of its own."""
+
+    relays: ClassVar[bool] = False
+
     connection: str
     node: str
     principal: Principal
@@ -143,7 +167,7 @@ class Session:
         """Everything one text message means. Never raises for what a client sends."""
         self.heard_us = now_us
         try:
-            frame = _decode(text)
+            frame = self._read(text)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return [Close(problems.MALFORMED_FRAME, "not a frame of heliograph.v1")]
         try:
@@ -157,6 +181,10 @@ class Session:
         opened = self._opened(hello)
         assert isinstance(opened, Opened), "said once"
         return opened
+
+    def _read(self, text: bytes) -> frames.FromClient:
+        frame: frames.FromClient = _decode(text)
+        return frame
 
     def _take(self, frame: frames.FromClient, now_us: int) -> list[Effect]:
         if isinstance(frame, frames.Hello):
@@ -190,7 +218,7 @@ class Session:
             raise InvalidRequest(f"a view has at most {frames.MAX_SELECTORS} selectors, a subscription id fits 31 bits")
         allow(self.principal, Action.CONNECT, namespace, environment)
         if wanted.have is not None:
-            _check_cursor(wanted.have)
+            check_cursor(wanted.have)
         subscriber = Subscriber(self, wanted.id, namespace, environment, names.view(wanted.view), wanted.have, wanted.have)
         subscriber.declares = wanted.declares or None
         return subscriber
@@ -204,7 +232,7 @@ class Session:
         """None for a version that a fail-over has lost: its client drops the receipt as soon as it hears of the new epoch, which is on its way."""
         subscriber = self._subscriber(receipt.subscription)
         cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
-        _check_cursor(cursor)
+        check_cursor(cursor)
         if self.history.lost(subscriber.namespace, subscriber.environment, cursor):
             return []
         stored = received(receipt, subscriber, self.history, now_us)
@@ -240,7 +268,7 @@ def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, 
     cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
     sent = subscriber.cursor
     if cursor != sent:  # what most answer for is what was sent; looking at its spelling again was a seventh of a receipt's cost
-        _check_cursor(cursor)
+        check_cursor(cursor)
     at = cursor.epoch, cursor.number
     held = cursor == sent
     if (
@@ -276,7 +304,7 @@ def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, 
     )
 
 
-def _check_hello(hello: frames.Hello) -> None:
+def check_identity(hello: frames.Hello) -> None:
     """Limits of what a client says of itself."""
     mark = hello.fingerprint
     texts = (
@@ -291,10 +319,14 @@ def _check_hello(hello: frames.Hello) -> None:
     )
     if not hello.instance or any(len(each) > MAX_TEXT for each in texts) or len(mark.labels) > MAX_LABELS:
         raise InvalidRequest(f"texts of a fingerprint have at most {MAX_TEXT} characters, labels are at most {MAX_LABELS}")
-    if not 1 <= len(hello.subscriptions) <= frames.MAX_SUBSCRIPTIONS:
-        raise InvalidRequest(f"a connection has 1 to {frames.MAX_SUBSCRIPTIONS} subscriptions")
     if not 0 <= hello.incarnation < 1 << 63:
         raise InvalidRequest("an incarnation is a number from 0 to 2^63 - 1")
+
+
+def _check_hello(hello: frames.Hello) -> None:
+    check_identity(hello)
+    if not 1 <= len(hello.subscriptions) <= frames.MAX_SUBSCRIPTIONS:
+        raise InvalidRequest(f"a connection has 1 to {frames.MAX_SUBSCRIPTIONS} subscriptions")
     _check_declared(each.declares for each in hello.subscriptions if each.declares)
     if hello.public_key is not None and len(hello.public_key) > MAX_TEXT:
         raise MalformedFrame("a public key of that length is none")
@@ -310,7 +342,7 @@ def _check_declared(told: Iterable[frames.Declares]) -> None:
         raise InvalidRequest(f"at most {frames.MAX_DECLARED} schemas are declared on one connection")
 
 
-def _check_cursor(cursor: Cursor) -> None:
+def check_cursor(cursor: Cursor) -> None:
     try:
         if Cursor.parse(str(cursor)) != cursor or cursor.number >= 1 << 53:
             raise ValueError

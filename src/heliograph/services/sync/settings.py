@@ -1,4 +1,4 @@
-"""Settings of sync."""
+"""Settings of sync: those of any hub, and those of a node that follows the log."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import socket
 
 from pydantic import Field, SecretStr
 
-from heliograph.runtime.settings import LogSettings
+from heliograph.runtime.settings import LogSettings, ServiceSettings
 
 
-class SyncSettings(LogSettings):
-    database_url: SecretStr = Field(
-        SecretStr(""), description="PostgreSQL, for the log where there is no Kafka, and for dead letters"
-    )
-    registry_url: str = Field("http://127.0.0.1:7070", description="the registry's API: heads, states, tokens")
+class HubSettings(ServiceSettings):
+    """Of whatever holds clients' connections: a sync node, an edge."""
+
     sync_port: int = Field(7071, ge=0, le=65535, description="port of the WebSocket stream")
     sync_http_port: int = Field(7072, ge=0, le=65535, description="port of bundles, long poll, receipts, health")
     node: str = Field(default_factory=socket.gethostname, description="name of this node, for people; made unique per start")
@@ -97,6 +95,13 @@ class SyncSettings(LogSettings):
         ge=0,
         description="bytes of encoded frames kept per environment's head, and as many of the views they are made from",
     )
+
+
+class SyncSettings(HubSettings, LogSettings):
+    database_url: SecretStr = Field(
+        SecretStr(""), description="PostgreSQL, for the log where there is no Kafka, and for dead letters"
+    )
+    registry_url: str = Field("http://127.0.0.1:7070", description="the registry's API: heads, states, tokens")
     # with full jitter: the third attempt comes within a second, a quarantined environment is then tried every few seconds
     reload_backoff_s: float = Field(0.2, gt=0, description="bound of the first pause before an environment is read again")
     reload_attempts: int = Field(

@@ -21,6 +21,7 @@ from heliograph.core import frames, names
 from heliograph.core.errors import HeliographError
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
+from heliograph.runtime.clock import now_us
 from heliograph.runtime.http_server import connection_of
 from heliograph.services.sync import replies
 from heliograph.services.sync.admission import Admission
@@ -121,7 +122,10 @@ class Shortcut:
 
     def _environment(self, asked: Asked) -> Environment | None:
         room = self._hub.room(asked.namespace, asked.environment) if self._hub.warm else None
-        return room.environment if room else None
+        if room is None:
+            return None
+        room.asked_us = now_us()
+        return room.environment
 
     async def _hold(self, asked: Asked, environment: Environment, scope: Scope, token: str) -> None:
         """Raises what has become of the environment, or of the token, meanwhile."""

@@ -30,7 +30,7 @@ from heliograph.runtime.http_server import GuardedProtocol, chunk, connection_of
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.kept import Kept
 from heliograph.services.sync.session import Opened, Session
-from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.settings import HubSettings
 from heliograph.services.sync.stream import DEAD_PEER_MS, SEND_BUFFER, Stream
 
 RETRY_S: Final = (1.0, 5.0)
@@ -65,7 +65,7 @@ _look = msgspec.json.Decoder(_Seen).decode
 class Events:
     """All answers of one node. Belongs to one event loop."""
 
-    def __init__(self, hub: Hub, stream: Stream, settings: SyncSettings) -> None:
+    def __init__(self, hub: Hub, stream: Stream, settings: HubSettings) -> None:
         self._hub = hub
         self._stream = stream
         self._pause_s = settings.heartbeat_s / 2

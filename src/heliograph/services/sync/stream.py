@@ -41,11 +41,12 @@ from heliograph.runtime.clock import now_us
 from heliograph.runtime.listening import listening
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.door import Arrival, Door, arrival
+from heliograph.services.sync.feed import EdgeSession
 from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, whole
 from heliograph.services.sync.handshake import refused, token_of
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.session import Session
-from heliograph.services.sync.settings import SyncSettings
+from heliograph.services.sync.settings import HubSettings
 from heliograph.services.sync.tickets import Tickets
 from heliograph.telemetry.metrics import Metrics
 
@@ -75,6 +76,8 @@ MAX_WAITING: Final = 1000
 """Messages of a client that is not read for sending too much."""
 MAX_HELD: Final = 4096
 """Frames that wait for a full socket: the parts of a large snapshot of each subscription, and no more ever come."""
+RELAYED_SHARE: Final = 0.01
+"""Of what a frame costs its connection's allowance, when it is an edge's: it speaks for all clients below it."""
 CLOSE_S: Final = 2.0
 """Seconds for a client to answer our close, and to take what is before it: a socket closed on what it still sends is reset, and it may never
 read why."""
@@ -88,7 +91,7 @@ class Stream:
         self,
         hub: Hub,
         authenticator: Authenticator,
-        settings: SyncSettings,
+        settings: HubSettings,
         admission: Admission,
         tickets: Tickets,
         metrics: Metrics,
@@ -258,7 +261,8 @@ class Stream:
         except HeliographError as error:
             listener.close(problems.close_code_of(error), problems.close_reason_of(error))
             return
-        session = Session(
+        kind = EdgeSession if principal.kind == "edge" else Session
+        session = kind(
             connection=secrets.token_hex(12),
             node=self.hub.node,
             principal=principal,
@@ -303,6 +307,7 @@ class _Listener(WSListener):
         "_fragments",
         "_held",
         "_pong",
+        "_share",
         "_spent_s",
         "_stream",
         "_text",
@@ -320,6 +325,7 @@ class _Listener(WSListener):
         self._fragments: Fragments | None = None
         self._held: deque[bytes] | None = None  # what waits for a full socket
         self._pong: bytes | None = None  # owed to the last ping that came while it was full
+        self._share = 1.0
         self._spent_s = 0.0  # until when what it has sent keeps its allowance busy
         self._throttled: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
@@ -365,6 +371,8 @@ class _Listener(WSListener):
 
     def begin(self, connection: Connection) -> None:
         self._connection = connection
+        if connection.session.relays:
+            self._share = RELAYED_SHARE
         if not self._flows:
             self._stream.hub.paused(connection)
         self._catch_up_reading()
@@ -428,7 +436,7 @@ class _Listener(WSListener):
         stream = self._stream
         now_s = stream.clock()
         spent_s = max(now_s, self._spent_s)
-        self._spent_s = spent_s = spent_s + stream.frame_s + frame.payload_size * stream.byte_s
+        self._spent_s = spent_s = spent_s + (stream.frame_s + frame.payload_size * stream.byte_s) * self._share
         if spent_s - now_s > BURST_S:
             self._overspent(spent_s - now_s - BURST_S)
         if self._connection:

@@ -34,7 +34,7 @@ _TOKEN: Final[dict[str, Any]] = {
     "required": ["kind", "name", "scopes"],
     "additionalProperties": False,
     "properties": {
-        "kind": {"enum": ["admin", "author", "client", "service"]},
+        "kind": {"enum": ["admin", "author", "client", "service", "edge"]},
         "name": {"type": "string", "minLength": 1, "maxLength": 100},
         "scopes": {"type": "array", "minItems": 1, "maxItems": 100, "items": _SCOPE},
         "expires_in_s": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": MAX_LIFE_S},
@@ -43,7 +43,7 @@ _TOKEN: Final[dict[str, Any]] = {
 
 
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):
-    kind: Literal["admin", "author", "client", "service"]
+    kind: Literal["admin", "author", "client", "service", "edge"]
     name: str
     scopes: tuple[TokenScope, ...]
     expires_in_s: float | None = None

@@ -1,0 +1,46 @@
+"""The hub's outbox, of an edge: its log is the parent, which may be away for days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed
+from heliograph.core.feed import MAX_RELAYED_BYTES
+from heliograph.eventlog.ports import Appender
+from heliograph.services.sync.receipts import Durable, Outbox
+from heliograph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+MAX_REPORTS: Final = 100_000
+_encode = msgspec.json.Encoder().encode
+
+
+class EdgeOutbox(Outbox):
+    """While the parent is away, receipts wait as in any outbox. Signs of life and fan-outs are of the moment and are not kept; who came and went
+    is, up to a bound: everybody who is there is reported again when the parent is back."""
+
+    def __init__(self, appender: Appender, metrics: Metrics, connected: Callable[[], bool]) -> None:
+        super().__init__(appender, metrics)
+        self._connected = connected
+
+    def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
+        if durable is None and not isinstance(event, Received) and not self._connected():
+            if isinstance(event, (NodeAlive, FannedOut)):
+                return True
+            if self.waiting >= MAX_REPORTS:
+                self._metrics.edge_events_dropped.inc()
+                return True
+        return super().put(_fitting(event) if isinstance(event, Subscribed) else event, key, durable)
+
+
+def _fitting(event: Subscribed) -> Subscribed:
+    """What does not fit a frame to the parent goes without what its application declares: a hello may be larger than that."""
+    if event.declares is None or len(_encode(event)) <= MAX_RELAYED_BYTES:
+        return event
+    log.warning("edge_declared_schemas_too_large", namespace=event.namespace, environment=event.environment)
+    return msgspec.structs.replace(event, declares=None)

@@ -1,0 +1,108 @@
+"""What clients meet of a node, whatever feeds it: the stream, events and polls, with the same limits and the same goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from heliograph.access.principal import DigestAuthenticator, Principal
+from heliograph.services.sync import feed_api
+from heliograph.services.sync.admission import Admission
+from heliograph.services.sync.api import make_router
+from heliograph.services.sync.drain import Drain
+from heliograph.services.sync.hub import Hub
+from heliograph.services.sync.receipts import Outbox
+from heliograph.services.sync.settings import HubSettings
+from heliograph.services.sync.shortcut import Shortcut
+from heliograph.services.sync.sse import Events
+from heliograph.services.sync.stream import Stream
+from heliograph.services.sync.tickets import Tickets
+from heliograph.telemetry import loop_lag
+from heliograph.telemetry.metrics import Metrics
+
+
+class Doorman(DigestAuthenticator, Protocol):
+    def known(self, text: str) -> Principal | None:
+        """Without asking anybody; None: it has to be asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    hub: Hub
+    outbox: Outbox
+    doorman: Doorman
+    admission: Admission
+    stream: Stream
+    events: Events
+    tickets: Tickets
+    settings: HubSettings
+    metrics: Metrics
+
+    @classmethod
+    def of(
+        cls,
+        hub: Hub,
+        outbox: Outbox,
+        doorman: Doorman,
+        settings: HubSettings,
+        metrics: Metrics,
+        *,
+        secret: str,
+        backlog: Callable[[], int],
+    ) -> Self:
+        """``secret``: what nodes of one installation share, and nobody else has. ``backlog``: what waits to become durable and should not."""
+        admission, tickets = Admission(settings, metrics, backlog), Tickets(secret)
+        stream = Stream(hub, doorman, settings, admission, tickets, metrics)
+        hub.check_renewal = stream.renew
+        return cls(
+            hub=hub,
+            outbox=outbox,
+            doorman=doorman,
+            admission=admission,
+            stream=stream,
+            events=Events(hub, stream, settings),
+            tickets=tickets,
+            settings=settings,
+            metrics=metrics,
+        )
+
+    def over_http(self, app: FastAPI) -> ASGIApp:
+        """The application with all routes of a node, and the short way in front of them."""
+        app.include_router(
+            make_router(
+                self.hub,
+                self.outbox,
+                self.doorman,
+                self.admission,
+                self.metrics,
+                events=self.events,
+                tickets=self.tickets,
+            )
+        )
+        app.include_router(feed_api.make_router(self.hub, self.doorman))
+        return Shortcut(app, self.hub, self.doorman, self.admission, self.metrics)
+
+    def work(self, stop: asyncio.Event) -> tuple[Coroutine[Any, Any, None], ...]:
+        """What goes on while it serves. Each until cancelled."""
+        return (
+            self.hub.run(),
+            self.outbox.run(),
+            self.stream.recheck(),
+            self.events.run(),
+            loop_lag.run(self.metrics, stop, self.admission.lagged),
+        )
+
+    async def drain(self) -> None:
+        """Sends everybody elsewhere, within `drain_s`."""
+        settings, stream = self.settings, self.stream
+        await Drain(
+            self.hub, per_s=settings.drain_clients_per_s, within_s=settings.drain_s, opening=lambda: stream.greeting
+        ).run()
+        await stream.farewell()
+        await self.hub.end()

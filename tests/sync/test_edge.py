@@ -1,0 +1,284 @@
+"""An edge below a sync node: what is published arrives, receipts come back, and it serves on when its parent is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import SecretStr
+from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, PATH
+from tests.sync.edges import SCOPE, Edge, edge_below, edge_token, registry_of
+from tests.sync.test_node import metric
+from tests.sync.test_receipts import logged
+
+from heliograph.core import frames
+from heliograph.core.digest import digest
+from heliograph.core.errors import InvalidRequest
+from heliograph.core.events import NodeAlive, Received, Subscribed
+from heliograph.core.token import mint
+from heliograph.runtime.clock import now_us
+from heliograph.services.sync.edge import app
+from heliograph.services.sync.edge.settings import EdgeSettings
+
+
+@pytest.fixture
+async def edge(world, tmp_path):
+    async with edge_below(world, registry_of(world), tmp_path / "office") as one:
+        yield one
+
+
+async def test_what_is_published_reaches_a_client_below_and_its_receipt_the_log(world, edge: Edge, database: Any):
+    await world.publish(checkout__limits={"max": 1}, banner={"text": "a"})
+    async with edge.world.client(("checkout/",), instance="below") as client:
+        await client.until(2)
+        assert client.configs == {"checkout/limits": {"max": 1}}
+        await world.publish(checkout__limits={"max": 2})
+        await client.until(3)
+        assert client.configs == {"checkout/limits": {"max": 2}}
+        assert client.kinds[-1] == "DeltaFrame"
+        await client.send(client.receipt(seq=7))
+        assert (await client.until_kind(frames.ReceiptAck)).seq == 7
+    [stored] = await logged(database, Received)
+    node = f"{edge.token['id']}/office-"
+    assert (stored.instance, stored.number, stored.state) == ("below", 3, "applied")
+    assert stored.node.startswith(node)
+    [joined] = await logged(database, Subscribed)  # the edge itself is no instance
+    assert (joined.instance, joined.view, joined.token) == ("below", ("checkout/",), world.tokens["client_id"])
+    async with asyncio.timeout(DEADLINE_S):
+        count = 1
+        while not (alive := await logged(database, NodeAlive, count))[-1].node.startswith(node):
+            count = len(alive) + 1
+
+
+async def test_two_edges_in_a_row(world, tmp_path, database):
+    """The lower one's clients get what the centre publishes, and what they say goes all the way up, by the path it came."""
+    async with (
+        edge_below(world, registry_of(world), tmp_path / "site") as site,
+        edge_below(site.world, site.url, tmp_path / "floor", token=await edge_token(world, "floor")) as floor,
+        floor.world.client(instance="deep") as client,
+    ):
+        await client.until(1)
+        number = (await world.publish(banner={"text": "far"}))["number"]
+        await client.until(number)
+        assert client.configs == {"banner": {"text": "far"}}
+        await client.send(client.receipt(seq=1))
+        await client.until_kind(frames.ReceiptAck)
+        [stored] = await logged(database, Received)
+        assert (stored.instance, stored.number) == ("deep", number)
+        assert stored.node.startswith(f"{site.token['id']}/{floor.token['id']}/floor-")
+        (await world.api.delete(f"/v1/tokens/{world.tokens['client_id']}")).raise_for_status()
+        assert await client.closed() == 4105
+
+
+async def test_a_parent_that_was_away_brings_what_was_missed_and_takes_what_was_said(world, edge: Edge, database):
+    await world.publish(banner={"text": "a"})
+    async with edge.world.client(instance="patient") as client:
+        await client.until(2)
+        await world.sync.end()
+        await edge.until_away()
+        ready = (await edge.ask("/readyz"))["impaired"]
+        assert "away" in ready["parent"]
+        await client.send(client.receipt(seq=3))
+        await client.send(frames.Heartbeat(sent_at_us=1))
+        await client.until_kind(frames.HeartbeatAck)
+        assert "ReceiptAck" not in client.kinds  # nobody has it yet but the edge
+        for i in range(3):
+            await world.publish(banner={"text": f"b{i}"})
+        await world.sync.start()
+        await client.until(5)
+        assert client.configs == {"banner": {"text": "b2"}}
+        if "ReceiptAck" not in client.kinds:
+            await client.until_kind(frames.ReceiptAck)
+    [stored] = await logged(database, Received)
+    assert (stored.instance, stored.number) == ("patient", 2)
+    assert await edge.ask("/readyz") == {"status": "ready"}
+
+
+async def test_a_client_that_lags_gets_a_path_across_what_the_edge_itself_skipped(world, edge: Edge):
+    """The edge has never seen these versions one by one; it has asked for the history's leaves between them."""
+    async with edge.world.client() as client:
+        await client.until(1)
+        held = client.replica
+    await world.sync.end()
+    for i in range(5):
+        await world.publish(banner={"text": f"b{i}"})
+    await world.sync.start()
+    await edge.until(lambda status: status["connected"] and status["environments"][0]["number"] == 6)
+    async with edge.world.client(replica=held) as client:
+        await client.until(6)
+        assert client.kinds == ["Welcome", "DeltaFrame"]
+        await world.publish(banner={"text": "on"})
+        await client.until(7)
+
+
+async def test_started_again_without_its_parent_it_serves_what_is_on_disk(world, edge: Edge):
+    for i in range(3):
+        await world.publish(banner={"text": f"a{i}"}, limits={"max": i})
+    async with edge.world.client() as client:
+        await client.until(4)
+    await edge.until(lambda status: status["environments"][0]["confirmed"])
+    await edge.service.end()
+    await world.sync.end()
+    await world.registry.end()
+    assert all(each.stat().st_mode & 0o077 == 0 for each in [edge.folder, *edge.folder.iterdir()])
+    await edge.service.start()
+    async with edge.world.client(("limits",)) as client:
+        await client.until(4)
+        assert client.configs == {"limits": {"max": 2}}
+    status = await edge.ask("/v1/edge")
+    assert not status["connected"]
+    assert [(each["number"], each["confirmed"]) for each in status["environments"]] == [(4, False)]
+    assert (await edge.ask("/readyz"))["status"] == "degraded"
+    assert await metric(edge.world, "heliograph_edge_parent_connected") == 0
+    async with asyncio.timeout(DEADLINE_S):
+        while not await metric(edge.world, "heliograph_edge_staleness_seconds"):
+            await asyncio.sleep(0.05)
+    async with edge.world.client(token=world.tokens["admin"]) as client:  # never seen here: it cannot be checked now
+        assert await client.closed() == 4004
+    await world.registry.start()
+    await world.sync.start()
+    async with edge.world.client() as client:
+        await client.until(4)
+        await world.publish(limits={"max": 9})
+        await client.until(5)
+
+
+async def test_a_copy_that_was_altered_is_not_served(world, edge: Edge):
+    await world.publish(banner={"text": "true"})
+    async with edge.world.client() as client:
+        await client.until(2)
+    await edge.service.end()
+    [copy] = edge.folder.glob("state-*")
+    _, body = copy.read_bytes().split(b"\n", 1)
+    forged = body.replace(b"true", b"fake")
+    assert forged != body
+    copy.write_bytes(b"heliograph-edge/1 sha256:" + hashlib.sha256(forged).hexdigest().encode() + b"\n" + forged)
+    await edge.service.start()
+    async with edge.world.client() as client:
+        await client.until(2)
+        assert client.configs == {"banner": {"text": "true"}}
+
+
+async def test_a_revoked_token_is_closed_below_and_no_other(world, edge: Edge):
+    asked = {"kind": "client", "name": "soon gone", "scopes": SCOPE}
+    made = (await world.api.post("/v1/tokens", json=asked)).raise_for_status().json()
+    async with edge.world.client(token=made["token"]) as client, edge.world.client() as other:
+        await client.until(1)
+        await other.until(1)
+        (await world.api.delete(f"/v1/tokens/{made['id']}")).raise_for_status()
+        assert await client.closed() == 4105
+        await world.publish(banner={"text": "on"})
+        await other.until(2)
+    async with edge.world.client(token=made["token"]) as client:
+        assert await client.closed() == 4100
+
+
+async def test_purged_text_leaves_the_edge(world, edge: Edge):
+    await world.publish(a={"password": "hunter2"}, b=1)
+    async with edge.world.client() as client:
+        await client.until(2)
+        old, replica = client.replica.cursor, client.replica
+        await world.publish(a={"password": None})
+        await client.until(3)
+    asked = {"digests": [digest("document", b'{"password":"hunter2"}')], "reason": "leaked", "order": "DPO-17"}
+    (await world.api.post(f"/v1/namespaces/{NAMESPACE}/purges", json=asked)).raise_for_status()
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            body = (await edge.world.bundles.get(f"/v1/bundles/{NAMESPACE}/{ENVIRONMENT}?have={old}")).content
+            if msgspec.json.decode(body)["type"] == "snapshot":
+                break
+            await asyncio.sleep(0.02)
+    async with edge.world.client(replica=replica, have=old) as client:
+        await client.until(3)
+    await edge.service.end()
+    [copy] = edge.folder.glob("state-*")
+    assert b"hunter2" not in body + copy.read_bytes()
+
+
+async def test_a_deleted_environment_is_told_below_and_comes_back_when_restored(world, edge: Edge):
+    async with edge.world.client() as client:
+        await client.until(1)
+        (await world.api.delete(PATH)).raise_for_status()
+        told = await client.until_kind(frames.ErrorFrame)
+        assert (told.code, told.subscription) == ("not-found", 1)
+    await edge.until(lambda status: not status["environments"])
+    (await world.api.post(f"{PATH}/restore")).raise_for_status()
+    await world.publish(a=2)
+    await world.synced(2)
+    async with edge.world.client() as client:
+        await client.until(2)
+
+
+async def test_what_nobody_asks_for_is_dropped_and_what_is_held_is_not(world, tmp_path):
+    (await world.api.post(PATH.rsplit("/", 1)[0], json={"name": "staging"})).raise_for_status()
+    token = await edge_token(world, scopes=({"namespace": NAMESPACE, "environment": "*"},))
+    more = {"edge_idle_s": 0.1, "edge_hold": f"{NAMESPACE}/staging"}
+    admin = {"Authorization": f"Bearer {world.tokens['admin']}"}
+    async with edge_below(world, registry_of(world), tmp_path / "office", token=token, **more) as edge:
+        async with edge.world.client() as client:
+            await client.until(1)
+        await edge.until(lambda status: not status["environments"])
+        shown = (await edge.world.bundles.get("/v1/edge", headers=admin)).json()["environments"]
+        assert [each["environment"] for each in shown] == ["staging"]
+        async with edge.world.client() as client:
+            await client.until(1)
+
+
+async def test_long_poll_and_receipts_over_http_as_at_a_sync_node(world, edge: Edge, database):
+    await world.publish(banner={"text": "a"})
+    await edge.world.synced(2)
+    bundle = await edge.ask(f"/v1/bundles/{NAMESPACE}/{ENVIRONMENT}")
+    frame = msgspec.convert(bundle, frames.SnapshotFrame)
+    replica = world.replica()
+    replica.adopt(replica.consider(frame, now_us()))
+    cursor = replica.cursor
+    receipt = {"seq": 1, "subscription": 1, "epoch": cursor.epoch, "number": 2, "version": cursor.version, "state": "applied"}
+    told = {
+        "instance": "polls",
+        "incarnation": 1,
+        "fingerprint": {"sdk": "t", "sdk_version": "1"},
+        "receipts": [{"namespace": NAMESPACE, "environment": ENVIRONMENT, "receipt": receipt}],
+    }
+    answer = await edge.world.bundles.post("/v1/receipts", json=told)
+    assert answer.json() == {"acknowledged": 1}
+    assert [each.instance for each in await logged(database, Received)] == ["polls"]
+
+
+async def test_what_is_too_large_to_relay_goes_without_its_schemas(world, edge: Edge, database):
+    """A hello may be larger than what one frame to the parent takes; nothing gets stuck behind it."""
+    schemas = {f"c{i}": '{"description": "' + "x" * 7500 + '"}' for i in range(7)}
+    async with edge.world.client(hello=False) as client:
+        wanted = frames.Subscription(id=1, namespace=NAMESPACE, environment=ENVIRONMENT, declares=schemas)
+        mark = frames.Fingerprint(sdk="test", sdk_version="1")
+        await client.send(frames.Hello(instance="large", incarnation=1, fingerprint=mark, subscriptions=(wanted,)))
+        await client.until(1)
+        await client.send(client.receipt())
+        await client.until_kind(frames.ReceiptAck)
+    [joined] = await logged(database, Subscribed)
+    assert (joined.instance, joined.declares) == ("large", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "an edge needs a parent"),
+        ({"parent_url": "http://127.0.0.1:1"}, "an edge token is needed"),
+        ({"parent_url": "http://127.0.0.1:1", "edge_token": SecretStr("hel_edge_cut")}, "not a token"),
+        ({"parent_url": "http://127.0.0.1:1", "edge_token": SecretStr(mint("service", "0" * 30))}, "this is a service token"),
+    ],
+)
+async def test_what_cannot_work_ends_the_start_and_says_why(tmp_path, given, said):
+    settings = EdgeSettings(data_dir=tmp_path, **given)
+    with pytest.raises(InvalidRequest, match=said):
+        await app.serve(settings, ready=asyncio.Event(), stop=asyncio.Event())
+
+
+async def test_a_token_file_that_others_may_read_is_refused(tmp_path):
+    file = tmp_path / "edge.token"
+    file.write_text("x")
+    file.chmod(0o644)
+    with pytest.raises(InvalidRequest, match="chmod 600"):
+        await asyncio.to_thread(EdgeSettings(edge_token_file=file).read_token)
