@@ -12,7 +12,8 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 
 from heliograph.core.errors import InvalidRequest
 from heliograph.runtime import http_server
-from heliograph.runtime.http_server import bind, serve_http
+from heliograph.runtime.http_server import serve_http
+from heliograph.runtime.listening import listening
 
 CLOSED_S = 20  # far above the bounds set in these tests
 
@@ -204,9 +205,9 @@ async def test_an_address_in_use_is_said_plainly(free_port):
     with socket.create_server(("127.0.0.1", port)), pytest.raises(InvalidRequest, match=f"cannot listen on 127.0.0.1:{port}"):
         await serve_http(hello, "127.0.0.1", port, stop=asyncio.Event())
     with pytest.raises(InvalidRequest, match="cannot listen on"):
-        bind("name.invalid", port)
+        listening("", "name.invalid", port)
 
 
 async def test_ipv6_too(free_port):
-    with bind("::1", 0) as listening:
-        assert listening.family == socket.AF_INET6
+    with listening("", "::1", 0) as door:
+        assert door.family == socket.AF_INET6

@@ -17,8 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from heliograph.core.errors import InvalidRequest
 from heliograph.runtime.clock import now_us
+from heliograph.runtime.listening import listening
 
 HEAD_S: Final = 10.0
 """Seconds in which a request's first line and headers must have arrived, from its first byte or from the connection's begin."""
@@ -175,11 +175,16 @@ async def serve_http(
     stop: asyncio.Event,
     on_started: Callable[[], None] = lambda: None,
     drain_s: float = 10.0,
+    name: str = "",
+    reuse_port: bool = False,
 ) -> None:
-    """Serves until `stop`, then finishes the requests in hand within `drain_s` seconds. Raises InvalidRequest when it cannot listen."""
+    """Serves until `stop`, then finishes the requests in hand within `drain_s` seconds. `name`, `reuse_port`: as `listening` takes them.
+
+    Raises InvalidRequest when it cannot listen.
+    """
     server = _Server(_config(app, drain_s), on_started)
-    listening = bind(host, port)
-    serving = asyncio.create_task(server.serve(sockets=[listening]), name=f"http {port}")
+    door = listening(name, host, port, reuse_port=reuse_port)
+    serving = asyncio.create_task(server.serve(sockets=[door]), name=f"http {port}")
     stopping = asyncio.create_task(stop.wait(), name=f"http {port} stop")
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,7 +193,7 @@ async def serve_http(
         server.should_exit = True
         await serving
         await server.cut_off_the_rest()
-        listening.close()
+        door.close()
 
 
 def _config(app: ASGIApp, drain_s: float) -> uvicorn.Config:
@@ -206,17 +211,3 @@ def _config(app: ASGIApp, drain_s: float) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address, or InvalidRequest with the reason."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; is another one running?") from None
-    listening.setblocking(False)
-    return listening

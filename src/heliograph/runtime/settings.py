@@ -25,6 +25,10 @@ class ServiceSettings(BaseSettings):
 
     region: str = Field("local", description="name of the region this process runs in; shown in propagation and fingerprints")
     listen_host: str = Field("127.0.0.1", description="address that HTTP and WebSocket listen on")
+    reuse_port: bool = Field(
+        False,
+        description="whether another process that says so too may listen on the same ports (SO_REUSEPORT), as during a change",
+    )
     data_dir: Path = Field(Path(".heliograph"), description="folder for keys, first tokens and, embedded, PostgreSQL's data")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     drain_s: float = Field(10.0, gt=0, description="seconds a stopping service may take to finish what it has begun")

@@ -63,6 +63,8 @@ async def serve(settings: LedgerSettings, *, ready: asyncio.Event, stop: asyncio
                 stop=stop,
                 on_started=lambda: readiness.met("http"),
                 drain_s=settings.drain_s,
+                name="ledger",
+                reuse_port=settings.reuse_port,
             )
             for task in running:
                 task.cancel()

@@ -200,6 +200,8 @@ async def _answer(app: FastAPI, settings: RegistrySettings, readiness: Readiness
         stop=stop,
         on_started=lambda: readiness.met("http"),
         drain_s=settings.drain_s,
+        name="registry",
+        reuse_port=settings.reuse_port,
     )
 
 

@@ -47,7 +47,17 @@ async def serve(settings: RelaySettings, *, ready: asyncio.Event, stop: asyncio.
     metrics, readiness = Metrics(), Readiness("kafka", "database")
     app = make_app("relay", metrics=metrics, readiness=readiness)
     async with asyncio.TaskGroup() as group:
-        group.create_task(serve_http(app, settings.listen_host, settings.relay_port, stop=stop, drain_s=settings.drain_s))
+        group.create_task(
+            serve_http(
+                app,
+                settings.listen_host,
+                settings.relay_port,
+                stop=stop,
+                drain_s=settings.drain_s,
+                name="relay",
+                reuse_port=settings.reuse_port,
+            )
+        )
         group.create_task(loop_lag.run(metrics, stop))
         relaying = group.create_task(_relay(settings, metrics, readiness, ready))
         await _until(stop, relaying)

@@ -72,7 +72,15 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(
-                serve_http(app, settings.listen_host, settings.sync_http_port, stop=http_stop, drain_s=settings.drain_s)
+                serve_http(
+                    app,
+                    settings.listen_host,
+                    settings.sync_http_port,
+                    stop=http_stop,
+                    drain_s=settings.drain_s,
+                    name="sync-http",
+                    reuse_port=settings.reuse_port,
+                )
             )
             await _work_until(node, ready, stop)
             http_stop.set()

@@ -34,6 +34,7 @@ from heliograph.core.errors import HeliographError, InvalidRequest, Overloaded, 
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
+from heliograph.runtime.listening import listening
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
@@ -66,7 +67,7 @@ class Stream:
         """Starts listening. Raises InvalidRequest when it cannot."""
         return await ws_create_server(
             self._listener,
-            sock=_listening(host, port),
+            sock=listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare),
             websocket_handshake_timeout=HANDSHAKE_S,
             logger_name=logging.LoggerAdapter(logging.getLogger("picows"), {}),
             enable_auto_ping=False,
@@ -296,19 +297,11 @@ def _refused(error: HeliographError) -> WSUpgradeResponseWithListener:
     return WSUpgradeResponseWithListener(response, None)
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what is accepted
+def _prepare(door: socket.socket) -> None:
+    """What is accepted inherits it."""
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     if hasattr(socket, "TCP_CONGESTION"):
         with suppress(OSError):  # where it is not there, or not for us, the system's default will do
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
+            door.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; is another one running?") from None
-    listening.setblocking(False)
-    return listening
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
