@@ -57,6 +57,10 @@ class Metrics:
         self.build_info = self._gauge("build_info", "Always 1; the labels say what runs", "version", "python")
         self.build_info.labels(__version__, platform.python_version()).set(1)
         self.loop_lag_seconds = self._histogram("loop_lag_seconds", "How late the event loop ran what was due")
+        self.worker_up = self._gauge(
+            "worker_up", "1 for each worker that answered when it was asked for these metrics", "worker"
+        )
+        self.worker_starts = self._gauge("worker_starts", "Times that this worker's place was filled since the node started")
         self.retries = self._counter("retries_total", "Attempts repeated after a failure", "operation")
 
     def _declare_http(self) -> None:

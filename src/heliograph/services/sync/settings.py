@@ -8,6 +8,8 @@ from pydantic import Field, SecretStr
 
 from heliograph.runtime.settings import LogSettings
 
+MAX_WORKERS = 256
+
 
 class SyncSettings(LogSettings):
     database_url: SecretStr = Field(
@@ -17,6 +19,10 @@ class SyncSettings(LogSettings):
     sync_port: int = Field(7071, ge=0, le=65535, description="port of the WebSocket stream")
     sync_http_port: int = Field(7072, ge=0, le=65535, description="port of bundles, long poll, receipts, health")
     node: str = Field(default_factory=socket.gethostname, description="name of this node, for people; made unique per start")
+
+    workers: int = Field(
+        1, ge=0, le=MAX_WORKERS, description="processes that share the two ports; 0: one for each core that it may use"
+    )
 
     heartbeat_s: float = Field(
         25.0, gt=0, description="seconds within which a client must be heard of; three missed end a connection"
@@ -29,7 +35,9 @@ class SyncSettings(LogSettings):
     head_spread_s: float = Field(
         60.0, ge=0, description="seconds over which renewed heads are spread, so that they are no burst"
     )
-    max_connections: int = Field(50_000, ge=1, description="connections of this node; more are told to try again later")
+    max_connections: int = Field(
+        50_000, ge=1, description="connections of one process, so of each worker; more are told to try again later"
+    )
     max_handshakes: int = Field(500, ge=1, description="connections between upgrade and hello at a time")
     past_versions: int = Field(
         256, ge=1, description="versions per environment from which deltas are made; from older ones: snapshots"
