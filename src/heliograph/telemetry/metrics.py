@@ -64,6 +64,12 @@ class Metrics:
         self.retries = self._counter("retries_total", "Attempts repeated after a failure", "operation")
 
     def _declare_http(self) -> None:
+        self.tls_certificate_expires_at_seconds = self._gauge(
+            "tls_certificate_expires_at_seconds", "Unix time at which the server's own certificate in use expires"
+        )
+        self.tls_reloads = self._counter(
+            "tls_reloads_total", "Times the server's certificate was loaded again, by outcome: loaded, failed", "outcome"
+        )
         self.http_requests = self._counter("http_requests_total", "HTTP requests answered", "method", "route", "status")
         self.http_request_seconds = self._histogram(
             "http_request_seconds", "HTTP request, first byte read to last byte written", "method", "route"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import secrets
+import ssl
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -23,7 +24,9 @@ from heliograph.eventlog.ports import Stream as LogStream
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.place import Place, own_place
 from heliograph.runtime.postgres import Pool, open_pool
+from heliograph.runtime.process import on_hangup
 from heliograph.runtime.siblings import Siblings
+from heliograph.runtime.tls import Certificate
 from heliograph.runtime.waiting import first_of
 from heliograph.services.sync.api import make_router
 from heliograph.services.sync.follow import Follower
@@ -56,6 +59,11 @@ class Node:
     hub: Hub
     stream: Stream
     follower: Follower
+    certificate: Certificate | None
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        return self.certificate.context if self.certificate else None
 
     async def close(self) -> None:
         await self.stream.close()
@@ -110,6 +118,7 @@ async def _serve_http(node: Node, place: Place | None, http: _Http) -> None:
             drain_s=settings.drain_s,
             name="sync-http",
             reuse_port=settings.reuse_port,
+            tls=node.tls,
         )
 
 
@@ -117,6 +126,7 @@ async def _open(settings: SyncSettings, place: Place | None) -> Node:
     token = await asyncio.to_thread(settings.service_token_text)
     database_url = settings.database_url.get_secret_value()
     metrics = Metrics()
+    certificate = await _certificate(settings, metrics)
     events = await open_log(settings, "heliograph sync", database_url=database_url)
     letters = await open_pool(database_url, "heliograph sync dead letters", size=1) if database_url else None
     registry = Registry(settings.registry_url, token)
@@ -143,7 +153,20 @@ async def _open(settings: SyncSettings, place: Place | None) -> Node:
         hub=hub,
         stream=stream,
         follower=Follower(reader, registry, hub, settings, metrics, letters=_Letters(letters, metrics), revoked=revoked),
+        certificate=certificate,
     )
+
+
+async def _look_after(certificate: Certificate) -> None:
+    """Until cancelled. Who has changed the files need not wait for us to notice: SIGHUP."""
+    with on_hangup(certificate.ask):
+        await certificate.run()
+
+
+async def _certificate(settings: SyncSettings, metrics: Metrics) -> Certificate | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return await Certificate.open(settings.tls_cert_file, settings.tls_key_file, metrics)
 
 
 def _node_id(name: str, place: Place | None) -> str:
@@ -196,7 +219,7 @@ async def _work_until(node: Node, http: _Http, ready: asyncio.Event, stop: async
     gc.freeze()  # what was loaded stays; later collections need not walk it
     http.warm.set()
     await http.started.wait()
-    server = await node.stream.serve(node.settings.listen_host, node.settings.sync_port)
+    server = await node.stream.serve(node.settings.listen_host, node.settings.sync_port, node.tls)
     node.readiness.met("stream")
     ready.set()
     log.info("sync_ready", node=node.hub.node, environments=sum(1 for _ in node.hub.environments()))
@@ -210,6 +233,8 @@ async def _work_until(node: Node, http: _Http, ready: asyncio.Event, stop: async
                 loop_lag.run(node.metrics, stop),
             )
             tasks = [group.create_task(each) for each in long_lived]
+            if node.certificate:
+                tasks.append(group.create_task(_look_after(node.certificate)))
             await stop.wait()
             node.readiness.unmet("drain", "stopping")
             server.close()

@@ -18,7 +18,8 @@ async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.E
     if own_place() or count == 1:
         from heliograph.services.sync import app  # noqa: PLC0415  # the one that looks after others needs none of it
 
-        await app.serve(settings, ready=ready, stop=stop)
+        with on_hangup(lambda: None):  # without a certificate there is nothing to load again
+            await app.serve(settings, ready=ready, stop=stop)
         return
     doors = (
         Door("sync", settings.listen_host, settings.sync_port),

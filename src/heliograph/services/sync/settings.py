@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from heliograph.runtime.settings import LogSettings
 
@@ -20,6 +22,10 @@ class SyncSettings(LogSettings):
     sync_http_port: int = Field(7072, ge=0, le=65535, description="port of bundles, long poll, receipts, health")
     node: str = Field(default_factory=socket.gethostname, description="name of this node, for people; made unique per start")
 
+    tls_cert_file: Path | None = Field(
+        None, description="certificate chain in PEM, for both ports; loaded again when it changes. None: no TLS"
+    )
+    tls_key_file: Path | None = Field(None, description="its private key in PEM, not encrypted; it may be the same file")
     workers: int = Field(
         1, ge=0, le=MAX_WORKERS, description="processes that share the two ports; 0: one for each core that it may use"
     )
@@ -48,3 +54,9 @@ class SyncSettings(LogSettings):
     reload_attempts: int = Field(
         3, ge=1, description="times an environment may fail to load before the event that asked for it becomes a dead letter"
     )
+
+    @model_validator(mode="after")
+    def _certificate_and_key_go_together(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("HELIOGRAPH_TLS_CERT_FILE and HELIOGRAPH_TLS_KEY_FILE go together: set both or none")
+        return self

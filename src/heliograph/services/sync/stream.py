@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import ssl
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -63,8 +64,9 @@ class Stream:
         self._greeting = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, host: str, port: int) -> asyncio.base_events.Server:
+    async def serve(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> asyncio.base_events.Server:
         """Starts listening. Raises InvalidRequest when it cannot."""
+        bound = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S} if tls else {}
         return await ws_create_server(
             self._listener,
             sock=listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare),
@@ -75,6 +77,7 @@ class Stream:
             read_buffer_init_size=2048,
             use_aiofastnet=True,
             backlog=BACKLOG,
+            **bound,
         )
 
     async def recheck(self) -> None:
