@@ -17,6 +17,7 @@ from tests.fixtures.postgres import require
 
 from handbook import alerts, command_line, metrics, settings
 from heliograph.allinone import AllInOneSettings
+from heliograph.runtime.listening import NAMES
 from heliograph.services.relay.settings import RelaySettings
 
 DEPLOY = ROOT / "deploy"
@@ -163,7 +164,8 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         text = unit.read_text().replace(
             "/opt/heliograph/bin/heliograph", sys.executable
         )  # it looks whether the program is there
-        (tmp_path / unit.name.replace("@.", "@registry.")).write_text(text)
+        for name in SERVICES:
+            (tmp_path / unit.name.replace("@.", f"@{name}.")).write_text(text)
     told = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, sorted(tmp_path.iterdir()))],
         capture_output=True,
@@ -174,6 +176,16 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     ours = [line for line in told.stderr.splitlines() if "heliograph" in line and "not found" not in line]
     assert not ours, told.stderr
     assert told.returncode == 0, told.stderr
+
+
+def test_sockets_are_handed_over_under_names_that_are_understood() -> None:
+    for unit in (DEPLOY / "systemd").glob("*.socket"):
+        told = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line)
+        name = told["FileDescriptorName"]
+        assert name in NAMES
+        assert unit.name == f"heliograph-{name}.socket"
+        assert told["Service"] == f"heliograph@{name.removesuffix('-http')}.service"
+        assert int(told["ListenStream"].rpartition(":")[2]) in usual_ports()
 
 
 # --- alerts -----------------------------------------------------------------------------------------------------------------------
