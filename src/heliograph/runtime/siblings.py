@@ -36,7 +36,8 @@ class Siblings:
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
         """From here on this process speaks for its place."""
-        server = await asyncio.start_unix_server(self._answer, sock=_named(self._path(self._place.number)))
+        door = await asyncio.to_thread(_named, self._path(self._place.number))
+        server = await asyncio.start_unix_server(self._answer, sock=door)
         try:
             yield
         finally:

@@ -16,8 +16,8 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -167,7 +167,7 @@ class Workers:
         if not hasattr(os, "pidfd_open"):
             raise InvalidRequest("several workers need Linux; elsewhere HELIOGRAPH_WORKERS must be 1")
         self._slots = self._open()
-        with self._meeting_place():
+        async with self._meeting_place():
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(each.keep(), name=f"worker {each.number}") for each in self._slots]
@@ -246,22 +246,23 @@ class Workers:
         chosen = next((each.getsockname()[1] for name, each in first if name == door.name), door.port)
         return listening("", door.host, chosen, reuse_port=True)
 
-    @contextmanager
-    def _meeting_place(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _meeting_place(self) -> AsyncIterator[None]:
         """A folder for their sockets, and an ear for what they tell."""
         loop = asyncio.get_running_loop()
-        with (
-            tempfile.TemporaryDirectory(prefix="heliograph-") as folder,
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear,
-        ):
-            self._folder = Path(folder)
-            ear.bind(str(self._folder / "notify"))
-            ear.setblocking(False)
-            loop.add_reader(ear, self._listen, ear)
-            try:
-                yield
-            finally:
-                loop.remove_reader(ear)
+        folder = await asyncio.to_thread(tempfile.TemporaryDirectory[str], prefix="heliograph-")
+        self._folder = Path(folder.name)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+                ear.bind(str(self._folder / "notify"))
+                ear.setblocking(False)
+                loop.add_reader(ear, self._listen, ear)
+                try:
+                    yield
+                finally:
+                    loop.remove_reader(ear)
+        finally:
+            await asyncio.to_thread(folder.cleanup)
 
     def _listen(self, ear: socket.socket) -> None:
         told = dict(line.partition("=")[::2] for line in ear.recv(4096).decode(errors="replace").splitlines())
