@@ -56,7 +56,7 @@ class Network(Protocol):
 class OverHttp:
     @asynccontextmanager
     async def open(self, options: Options, folder: Path | None, disk: DiskWriter) -> AsyncIterator[Reach]:
-        tls = options.tls or await asyncio.to_thread(trusting, options.ca_file)
+        tls = await asyncio.to_thread(trusting, options.ca_file) if options.tls is None else options.tls
         async with httpx.AsyncClient(
             verify=tls, proxy=options.proxy, trust_env=False, timeout=HTTP_TIMEOUT_S, headers={"User-Agent": options.agent}
         ) as http:

@@ -169,7 +169,7 @@ class _Server(uvicorn.Server):
         def connection() -> asyncio.Protocol:
             return GuardedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
-        bound = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S} if self._tls else {}
+        bound: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S} if self._tls else {}
         return await asyncio.get_running_loop().create_server(connection, sock=door, backlog=BACKLOG, **bound)
 
     async def cut_off_the_rest(self) -> None:

@@ -93,7 +93,9 @@ def start_with(
     copies = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, above) for _, each in sockets]
     try:
         moves = [(os.POSIX_SPAWN_DUP2, copy, descriptor) for descriptor, copy in enumerate(copies, _FIRST)]
-        return os.posix_spawn(command[0], command, told, file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), *moves], setpgroup=0)
+        return os.posix_spawn(
+            command[0], list(command), told, file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), *moves], setpgroup=0
+        )
     finally:
         for copy in copies:
             os.close(copy)

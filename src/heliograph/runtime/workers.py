@@ -195,9 +195,7 @@ class Workers:
         log.info("worker_started", worker=number, pid=pid, start=start)
         loop = asyncio.get_running_loop()
         worker = self._living[pid] = Worker(pid, ours, loop.time())
-        ending = os.pidfd_open(
-            pid
-        )  # can be read from when the process has ended; until it is reaped, its number is nobody else's
+        ending = os.pidfd_open(pid)  # can be read from once it has ended; until it is reaped its number is nobody else's
         loop.add_reader(ending, self._reap, worker, ending)
         return worker
 

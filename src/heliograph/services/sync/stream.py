@@ -66,7 +66,7 @@ class Stream:
 
     async def serve(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> asyncio.base_events.Server:
         """Starts listening. Raises InvalidRequest when it cannot."""
-        bound = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S} if tls else {}
+        bound: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S} if tls else {}
         return await ws_create_server(
             self._listener,
             sock=listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare),
