@@ -122,6 +122,23 @@ async def test_what_is_new_and_does_not_start_leaves_the_old_workers_in_place(no
     assert not {pid for _, pid in before.values()} & {pid for _, pid in after.values()}
 
 
+async def test_a_system_that_has_no_process_for_us_is_asked_again_while_others_serve(node, monkeypatch):
+    before = await node.both()
+    start_with, refusals = module.start_with, iter([BlockingIOError(11, "Resource temporarily unavailable")])
+
+    def reluctant(*arguments, **more):
+        for refusal in refusals:
+            raise refusal
+        return start_with(*arguments, **more)
+
+    monkeypatch.setattr(module, "start_with", reluctant)
+    async with said("worker_not_started"):
+        os.kill(before[1][1], signal.SIGKILL)
+    after = await node.both()
+    assert after[2] == before[2]
+    assert after[1] != before[1]
+
+
 async def test_a_worker_that_does_not_stop_is_killed(node, monkeypatch):
     node.make("deaf", 2)
     monkeypatch.setattr(node.workers, "_end_s", 0.5)

@@ -7,6 +7,7 @@ import ssl
 from contextlib import nullcontext, suppress
 
 import httpx
+import msgspec
 import pytest
 from pydantic import SecretStr, ValidationError
 from tests.fixtures.certificates import Authority
@@ -15,6 +16,7 @@ from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, PATH, Servic
 from heliograph import Heliograph
 from heliograph.cli.api import Api
 from heliograph.client import Retry
+from heliograph.core import frames
 from heliograph.core.errors import InvalidRequest, TimedOut, Unavailable
 from heliograph.runtime import http_server, tls
 from heliograph.runtime.tls import Certificate
@@ -51,6 +53,7 @@ async def secured(database, free_port, tmp_path, authority: Authority, monkeypat
             service_token_file=tmp_path / "tokens/service.token",
             tls_cert_file=certificate,
             tls_key_file=key,
+            stall_s=1,
         ),
     )
     await registering.start()
@@ -189,6 +192,37 @@ async def test_a_handshake_that_does_not_come_to_its_end_is_cut_off(short_handsh
         with suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
+
+
+async def test_a_client_that_does_not_read_is_closed_and_others_are_served(secured):
+    """Its socket fills up behind the encryption; it leaves the fan-out, as without TLS."""
+    await secured.publish("one")
+    trusted = ssl.create_default_context(cafile=secured.authority.file)
+    _, writer = await asyncio.open_connection("127.0.0.1", secured.ports["sync_port"], ssl=trusted, limit=1024)
+    writer.write(
+        b"GET /v1/stream HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: heliograph.v1\r\n"
+        b"Authorization: Bearer " + secured.token.encode() + b"\r\n\r\n"
+    )
+    hello = msgspec.json.encode(
+        frames.Hello(
+            instance="stalled",
+            incarnation=1,
+            fingerprint=frames.Fingerprint(sdk="test", sdk_version="1"),
+            subscriptions=(frames.Subscription(id=1, namespace=NAMESPACE, environment=ENVIRONMENT),),
+        )
+    )
+    writer.write(b"\x81\xfe" + len(hello).to_bytes(2, "big") + bytes(4) + hello)
+    async with secured.client() as client, asyncio.timeout(DEADLINE_S):
+        while await secured.metric("heliograph_connections ") < 2:
+            await asyncio.sleep(0.02)
+        while await secured.metric("heliograph_slow_consumers_entered_total ") < 1:
+            await secured.publish("x" * 200_000)
+        while await secured.metric("heliograph_connections ") > 1:
+            await asyncio.sleep(0.05)
+        await secured.publish("small")
+        await until(client, "small")
+    writer.transport.abort()
 
 
 def test_certificate_and_key_go_together(tmp_path):

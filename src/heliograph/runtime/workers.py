@@ -102,9 +102,22 @@ class Slot:
                 failures = await self._died(worker, failures)
             async with self._filling:
                 if self.worker is worker:
-                    self.worker = self._start()
+                    self.worker = await self._filled()
                 worker = self.worker
                 assert worker is not None
+
+    async def _filled(self) -> Worker:
+        """Tries on while the system has no process for it, if others serve meanwhile. Raises Unavailable if not."""
+        failures = 0
+        while True:
+            try:
+                return self._start()
+            except Unavailable as error:
+                if not self._node.serves:
+                    raise
+                log.error("worker_not_started", worker=self.number, detail=error.detail)
+            await asyncio.sleep(delay(failures, base_s=0.5, cap_s=BACKOFF_CAP_S))
+            failures += 1
 
     async def _died(self, worker: Worker, failures: int) -> int:
         """By itself. Returns how many came to nothing in a row, after the pause before the next."""
@@ -181,15 +194,20 @@ class Workers:
                     slot.close()
                 await self._end_all()
 
+    @property
+    def serves(self) -> bool:
+        """At least one worker does."""
+        return any(slot.serves for slot in self._slots)
+
     def start(self, number: int, start: int, sockets: Sequence[tuple[str, socket.socket]]) -> Worker:
         place = Place(number, self._count, self._folder, start)
         theirs, ours = os.pipe()
         try:
             environment = {**os.environ, **place.told, "NOTIFY_SOCKET": str(self._folder / "notify")}
             pid = start_with(sockets, self._command, environment, stdin=theirs)
-        except BaseException:
+        except OSError as error:
             os.close(ours)
-            raise
+            raise Unavailable(f"the system starts no more processes now: {error.strerror}") from None
         finally:
             os.close(theirs)
         log.info("worker_started", worker=number, pid=pid, start=start)
@@ -201,7 +219,7 @@ class Workers:
 
     def consider_giving_up(self, number: int, status: int, failures: int) -> None:
         """Raises when workers cannot start: at once for settings that do not fit, unless others serve."""
-        if any(slot.serves for slot in self._slots):
+        if self.serves:
             return
         if status == Exit.BAD_SETTINGS:
             raise InvalidRequest(f"worker {number} cannot start with these settings; what it said stands above")
