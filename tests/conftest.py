@@ -16,7 +16,7 @@ import uvloop
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.kafka", "tests.fixtures.dev"]
+pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.kafka", "tests.fixtures.dev", "tests.fixtures.certificates"]
 
 settings.register_profile(
     "quiet", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]

@@ -197,6 +197,16 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     assert told.returncode == 0, told.stderr
 
 
+def test_sockets_are_handed_over_under_names_that_are_understood() -> None:
+    for unit in (DEPLOY / "systemd").glob("*.socket"):
+        told = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line)
+        name = told["FileDescriptorName"]
+        assert name in NAMES
+        assert unit.name == f"heliograph-{name}.socket"
+        assert told["Service"] == f"heliograph@{name.removesuffix('-http')}.service"
+        assert int(told["ListenStream"].rpartition(":")[2]) in usual_ports()
+
+
 # --- alerts -----------------------------------------------------------------------------------------------------------------------
 
 WORD = re.compile(r"\bheliograph_\w+")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
@@ -31,7 +32,7 @@ async def test_ready_and_stopping_are_told_when_they_are_so(heard):
     ready, stop = asyncio.Event(), asyncio.Event()
     async with Starter(name).follows(ready, stop):
         ready.set()
-        assert await next_word(listening) == "READY=1"
+        assert await next_word(listening) == f"READY=1\nMAINPID={os.getpid()}"
         stop.set()
         assert await next_word(listening) == "STOPPING=1"
 

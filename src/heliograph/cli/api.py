@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -57,8 +59,9 @@ class Endpoints(msgspec.Struct, frozen=True):
 class Api:
     """``url`` is the registry's. Whatever does not succeed is a HeliographError: what the problem document says, or Unavailable."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, ca_file: Path | None = None) -> None:
         self.url = url
+        self._ca_file = ca_file
         self._token = token
 
     def __repr__(self) -> str:
@@ -67,7 +70,15 @@ class Api:
     @cached_property
     def http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        return httpx.Client(headers=headers, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), trust_env=False)
+        timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
+        return httpx.Client(headers=headers, timeout=timeout, trust_env=False, verify=self._tls)
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Raises InvalidRequest when the CA file cannot be used."""
+        from heliograph.client._tls import trusting  # noqa: PLC0415  # the SDK's other parts take longer to load than most commands to run
+
+        return trusting(self._ca_file)
 
     def close(self) -> None:
         self.http.close()
@@ -100,7 +111,7 @@ class Api:
         except httpx.UnsupportedProtocol:
             raise InvalidRequest(f"{address!r} is not an address; write it as in http://127.0.0.1:7070") from None
         except httpx.HTTPError as error:
-            raise Unavailable(f"{address} does not answer: {error or type(error).__name__}") from None
+            raise Unavailable(f"{address} does not answer: {_distrust(error) or error or type(error).__name__}") from None
         if answer.is_error:
             raise refusal(answer)
         return answer
@@ -121,9 +132,10 @@ class Api:
     def readiness(self, base: str) -> dict[str, Any]:
         """What a service says of itself, ready or not. Asked without the token, which is not for every address."""
         try:
-            return dict(httpx.get(f"{base}/readyz", timeout=CONNECT_S, trust_env=False).json())
+            return dict(httpx.get(f"{base}/readyz", timeout=CONNECT_S, trust_env=False, verify=self._tls).json())
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
-            raise Unavailable(f"{base} does not answer as a service does ({type(error).__name__})") from None
+            reason = _distrust(error) or type(error).__name__
+            raise Unavailable(f"{base} does not answer as a service does ({reason})") from None
 
     def write(
         self, method: str, path: str, *, wait: Wait | None = None, headers: dict[str, str] | None = None, **request: Any
@@ -195,6 +207,12 @@ def refusal(answer: httpx.Response) -> HeliographError:
     if issubclass(kind, Incompatible):
         return Incompatible(detail, more={"compatibility": problem.compatibility})
     return kind(detail, problem.faults) if issubclass(kind, Invalid) else kind(detail)
+
+
+def _distrust(error: Exception) -> str:
+    from heliograph.client._tls import distrust  # noqa: PLC0415
+
+    return distrust(error)
 
 
 def _given(params: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from heliograph import allinone
 from heliograph.allinone import AllInOneSettings
 from heliograph.cli import show
 from heliograph.cli.session import Session
 from heliograph.runtime.process import run as run_process
+from heliograph.runtime.process import standard_input_ended
 
 
 def run(session: Session, *, stop_at_eof: bool) -> int:
@@ -39,8 +39,5 @@ async def _say_when_ready(session: Session, settings: AllInOneSettings, ready: a
 
 
 async def _stop_at_eof(stop: asyncio.Event) -> None:
-    """For a parent process that may be killed: its death closes the pipe."""
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    await reader.read()
+    await standard_input_ended()
     stop.set()

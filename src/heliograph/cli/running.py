@@ -27,15 +27,25 @@ def _import(module: str) -> Any:
         ) from None
 
 
-def serve(session: Session, service: Annotated[str, typer.Argument(help="registry, relay, sync or ledger")]) -> None:
-    """Run one service as this process. Its settings are environment variables that begin with HELIOGRAPH_."""
+def serve(
+    session: Session,
+    service: Annotated[str, typer.Argument(help="registry, relay, sync or ledger")],
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, max=256, help="Of sync: processes that share its ports; 0: one for each core."),
+    ] = None,
+) -> None:
+    """Run one service. Its settings are environment variables that begin with HELIOGRAPH_."""
     del session
     if service not in SERVICES:
         raise typer.BadParameter(f"there is no service {service!r}; there are {', '.join(SERVICES)}")
+    if workers is not None and service != "sync":
+        raise typer.BadParameter(f"{service} is always one process; --workers is for sync")
     process = _import("heliograph.runtime.process")
-    room = _import(f"heliograph.services.{service}.app")
+    room = _import(f"heliograph.services.{service}.{'processes' if service == 'sync' else 'app'}")
     settings = getattr(_import(f"heliograph.services.{service}.settings"), f"{service.capitalize()}Settings")
-    raise typer.Exit(process.run(service, settings, room.serve))
+    given = {} if workers is None else {"workers": workers}
+    raise typer.Exit(process.run(service, lambda: settings(**given), room.serve))
 
 
 def edge(

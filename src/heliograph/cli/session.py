@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 _PANEL: Final = "Server and output"
-_OF_SERVER: Final = ("url", "token", "token_file")
+_OF_SERVER: Final = ("url", "token", "token_file", "ca_file")
 _EVERYWHERE: Final[dict[str, tuple[Any, Any]]] = {
     "url": (
         Annotated[
@@ -57,6 +57,18 @@ _EVERYWHERE: Final[dict[str, tuple[Any, Any]]] = {
         ],
         None,
     ),
+    "ca_file": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--ca-file",
+                envvar="HELIOGRAPH_CA_FILE",
+                help="Certificates of the authorities to trust for https, in PEM, instead of the system's.",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
     "data_dir": (
         Annotated[
             Path,
@@ -71,10 +83,20 @@ _EVERYWHERE: Final[dict[str, tuple[Any, Any]]] = {
 
 
 class Session:
-    def __init__(self, *, url: str | None, token: str | None, token_file: Path | None, data_dir: Path, as_json: bool) -> None:
+    def __init__(
+        self,
+        *,
+        url: str | None,
+        token: str | None,
+        token_file: Path | None,
+        ca_file: Path | None,
+        data_dir: Path,
+        as_json: bool,
+    ) -> None:
         self.url = url
         self._token = token
         self.token_file = token_file
+        self.ca_file = ca_file
         self.data_dir = data_dir
         self.as_json = as_json
 
@@ -87,7 +109,7 @@ class Session:
     def api(self) -> Api:
         from heliograph.cli.api import Api  # noqa: PLC0415  # httpx takes longer to load than most commands to run
 
-        return Api(self.connection.url, self.connection.token)
+        return Api(self.connection.url, self.connection.token, self.ca_file)
 
     def close(self) -> None:
         if "api" in self.__dict__:

@@ -282,6 +282,7 @@ class Heliograph(Reader):
         require_network: bool = False,
         proxy: str | None = None,
         tls: ssl.SSLContext | None = None,
+        ca_file: Path | str | None = None,
         retry: Retry = Retry(),  # noqa: B008  frozen
         network: Network | None = None,
     ) -> None:
@@ -301,6 +302,7 @@ class Heliograph(Reader):
             require_network=require_network,
             proxy=proxy,
             tls=tls,
+            ca_file=ca_file,
             retry=retry,
             network=network,
         )

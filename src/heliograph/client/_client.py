@@ -69,7 +69,8 @@ class Heliograph(Reader):
         start_timeout: seconds to wait at most for the first state.
         require_network: entering fails with `TimedOut` rather than start from the disk copy.
         proxy: an HTTP proxy's address; the environment's proxy variables are not read.
-        tls: an `ssl.SSLContext` instead of the system's trust, for https and wss.
+        ca_file: certificates in PEM of the authorities to trust for https and wss, instead of the system's.
+        tls: an `ssl.SSLContext`, for everything that `ca_file` is too little for.
         retry: how a lost connection is opened again.
         network: another way to a server, from `heliograph.client.testing`.
 
@@ -98,10 +99,13 @@ class Heliograph(Reader):
         require_network: bool = False,
         proxy: str | None = None,
         tls: ssl.SSLContext | None = None,
+        ca_file: Path | str | None = None,
         retry: Retry = Retry(),  # noqa: B008  frozen
         network: Network | None = None,
     ) -> None:
         wanted = _wanted(namespace, environment, view, subscriptions)
+        if tls is not None and ca_file is not None:
+            raise InvalidRequest("pass tls or ca_file, not both: a context has its authorities already")
         self._options = Options(
             url=_http_address(url),
             token=token,
@@ -111,6 +115,7 @@ class Heliograph(Reader):
             folder=None if cache_dir is None else Path(cache_dir).expanduser() / _place(url, app),
             proxy=proxy,
             tls=tls,
+            ca_file=None if ca_file is None else Path(ca_file).expanduser(),
             retry=retry,
         )
         self._network = network or OverHttp()

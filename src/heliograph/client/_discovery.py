@@ -18,6 +18,7 @@ import msgspec
 
 from heliograph.client._codes import error_of
 from heliograph.client._disk import DiskWriter, kept, read_copy
+from heliograph.client._tls import distrust
 from heliograph.core import dsse
 from heliograph.core.digest import Digest
 from heliograph.core.errors import BadSignature, HeliographError, InvalidRequest, Unavailable, UntrustedRoot
@@ -120,7 +121,7 @@ class Discovery:
         try:
             answer = await self._http.get(self._url + path)
         except BROKEN as error:
-            raise Unavailable(f"cannot reach {self._url}: {type(error).__name__}") from None
+            raise Unavailable(f"cannot reach {self._url}: {distrust(error) or type(error).__name__}") from None
         if answer.status_code != HTTPStatus.OK or len(answer.content) > MAX_ANSWER_BYTES:
             raise Unavailable(f"{self._url}{path} answered HTTP {answer.status_code}")
         return answer.content

@@ -16,6 +16,7 @@ from heliograph.client._discovery import Discovery, Endpoints
 from heliograph.client._disk import DiskWriter
 from heliograph.client._link import Link
 from heliograph.client._options import Options
+from heliograph.client._tls import trusting
 from heliograph.client._transport_polling import PollingLink, Reporter
 from heliograph.client._transport_websocket import WebSocketLink
 from heliograph.core.errors import Unavailable
@@ -57,7 +58,7 @@ class Network(Protocol):
 class OverHttp:
     @asynccontextmanager
     async def open(self, options: Options, folder: Path | None, disk: DiskWriter) -> AsyncIterator[Reach]:
-        tls = await asyncio.to_thread(ssl.create_default_context) if options.tls is None else options.tls
+        tls = await asyncio.to_thread(trusting, options.ca_file) if options.tls is None else options.tls
         async with httpx.AsyncClient(
             verify=tls, proxy=options.proxy, trust_env=False, timeout=HTTP_TIMEOUT_S, headers={"User-Agent": options.agent}
         ) as http:

@@ -30,6 +30,7 @@ class Options:
     folder: Path | None
     proxy: str | None
     tls: ssl.SSLContext | None
+    ca_file: Path | None
     retry: Retry
 
     @property

@@ -20,6 +20,7 @@ import msgspec
 
 from heliograph.client._discovery import BROKEN, problem_of
 from heliograph.client._link import Take
+from heliograph.client._tls import distrust
 from heliograph.core.errors import Forbidden, HeliographError, Invalid, NotFound, Unavailable
 from heliograph.core.frames import (
     AdvanceFrame,
@@ -126,7 +127,7 @@ class PollingLink:
         try:
             answer = await self._http.get(self._base + path, params=query, headers=self._headers, timeout=READ_TIMEOUT_S)
         except BROKEN as error:
-            raise Unavailable(f"polling failed: {type(error).__name__}") from None
+            raise Unavailable(f"polling failed: {distrust(error) or type(error).__name__}") from None
         if answer.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return []
         if answer.status_code != HTTPStatus.OK:

@@ -21,6 +21,7 @@ from websockets.typing import Subprotocol
 from heliograph.client._codes import error_for
 from heliograph.client._forks import let_go, watch
 from heliograph.client._link import Take
+from heliograph.client._tls import distrust
 from heliograph.core.errors import Forbidden, HeliographError, InvalidRequest, MalformedFrame, Unauthenticated, Unavailable
 from heliograph.core.frames import SUBPROTOCOL, FromClient, FromServer
 
@@ -117,6 +118,8 @@ def _why_not(error: Exception) -> HeliographError:
         return _refused_upgrade(error.response.status_code, error.response.headers)
     if isinstance(error, NegotiationError):
         return Unavailable("the server does not speak the subprotocol heliograph.v1; is this the stream's address?")
+    if reason := distrust(error):
+        return Unavailable(f"cannot open the stream: {reason}")
     return Unavailable(f"cannot open the stream: {type(error).__name__}{f': {error}' if str(error) else ''}")
 
 

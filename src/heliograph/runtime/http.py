@@ -8,7 +8,6 @@ What happens at the edge of each request is in `http_edge`, the server in `http_
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, cast
 
 import msgspec
@@ -19,7 +18,7 @@ from starlette.exceptions import HTTPException
 from heliograph.core.errors import Fault, HeliographError, InvalidRequest, NotFound, Unauthenticated
 from heliograph.runtime.http_edge import MAX_BODY, Edge, other_problem, problem_response
 from heliograph.runtime.http_server import serve_http
-from heliograph.telemetry.health import Readiness
+from heliograph.telemetry.health import Health, OwnHealth, Readiness
 from heliograph.telemetry.metrics import CONTENT_TYPE, Metrics
 
 __all__ = ["Json", "RawJson", "bearer_token", "make_app", "serve_http"]
@@ -45,38 +44,39 @@ def make_app(
     *,
     metrics: Metrics,
     readiness: Readiness,
+    health: Health | None = None,
     max_body: int = MAX_BODY,
     large: dict[str, int] | None = None,
     **limits: Any,
 ) -> FastAPI:
-    """`large`: path suffix -> body limit for the routes that take more than `max_body` bytes. `limits`: as `Edge` takes them."""
+    """`health`: of more than this process, where it is one of several. `large`: path suffix -> body limit for the routes that take more than
+    `max_body` bytes. `limits`: as `Edge` takes them."""
     app = FastAPI(title=f"Heliograph {title}", docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Json)
     app.add_exception_handler(HeliographError, _domain_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _bad_parameters)
-    _add_health(app, metrics, readiness)
+    _add_health(app, health or OwnHealth(metrics, readiness))
     app.add_middleware(Edge, metrics=metrics, max_body=max_body, large=large, **limits)
     return app
 
 
-def _add_health(app: FastAPI, metrics: Metrics, readiness: Readiness) -> None:
+def _add_health(app: FastAPI, health: Health) -> None:
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> Response:
         return Json({"status": "alive"})
 
     @app.get("/readyz", include_in_schema=False)
     async def readyz() -> Response:
-        if readiness.ready:
-            impaired = readiness.impairments()
+        missing, impaired = await health.missing(), await health.impairments()
+        if not missing:
             return Json({"status": "degraded", "impaired": impaired} if impaired else {"status": "ready"})
-        missing = readiness.missing() | readiness.impairments()  # what is impaired may be why something is missing
+        missing |= impaired  # what is impaired may be why something is missing
         detail = "; ".join(f"{condition}: {reason}" for condition, reason in missing.items())
         return other_problem(503, "not-ready", "Not ready", detail, {"Retry-After": "1"}, missing=missing)
 
     @app.get("/metrics", include_in_schema=False)
     async def exposition() -> Response:
-        text = await asyncio.to_thread(metrics.exposition)  # it reads /proc
-        return Response(text, media_type=CONTENT_TYPE)
+        return Response(await health.exposition(), media_type=CONTENT_TYPE)
 
 
 async def _domain_error(_: Request, error: Exception) -> Response:

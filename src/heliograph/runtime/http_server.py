@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
@@ -24,6 +25,7 @@ from uvicorn.server import ServerState
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.leaving import Leave
 from heliograph.runtime.listening import listening
+from heliograph.runtime.tls import HANDSHAKE_S
 
 HEAD_S: Final = 10.0
 """Seconds in which a request's first line and headers must have arrived, from its first byte or from the connection's begin."""
@@ -255,17 +257,28 @@ def chunk(data: bytes) -> bytes:
 class _Server(uvicorn.Server):
     """Without uvicorn's signal handlers: stopping is our supervisor's decision."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
         self.server_state = _State()
+        self._tls = tls
         self._on_started = on_started
 
     def capture_signals(self) -> Any:
         return contextlib.nullcontext()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Listens by itself: uvicorn has no bound for a TLS handshake."""
+        await super().startup([])
+        for each in sockets or ():
+            self.servers.append(await self._listen(each))
         self._on_started()
+
+    async def _listen(self, door: socket.socket) -> asyncio.Server:
+        def connection() -> asyncio.Protocol:
+            return GuardedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        bound: dict[str, Any] = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S} if self._tls else {}
+        return await asyncio.get_running_loop().create_server(connection, sock=door, backlog=BACKLOG, **bound)
 
     async def leave(self, leave: Leave) -> None:
         """Returns when every connection has gone, or the time is over. Who comes meanwhile is served until the listener closes."""
@@ -304,12 +317,13 @@ async def serve_http(
     leave: Leave | None = None,
     name: str = "",
     reuse_port: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serves until `stop`, then leaves as `leave` says. `name`, `reuse_port`: as `listening` takes them.
 
     Raises InvalidRequest when it cannot listen.
     """
-    server = _Server(_config(app), on_started)
+    server = _Server(_config(app), on_started, tls)
     door = listening(name, host, port, reuse_port=reuse_port)
     serving = asyncio.create_task(server.serve(sockets=[door]), name=f"http {port}")
     leaving = asyncio.create_task(_leave_after(stop, server, leave or Leave()), name=f"http {port} stop")

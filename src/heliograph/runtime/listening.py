@@ -81,8 +81,10 @@ def handed_over() -> HandedOver:
 def start_with(
     sockets: Sequence[tuple[str, socket.socket]], command: Sequence[str], environment: Mapping[str, str], *, stdin: int = 0
 ) -> int:
-    """Starts a program that these sockets are handed over to, each under its name; its process id. They stay open here. `stdin`: a descriptor
-    that it reads as its standard input."""
+    """Starts a program that these sockets are handed over to, each under its name; its process id. They stay open here.
+
+    `stdin`: a descriptor that it reads as its standard input. It is in a process group of its own: Ctrl-C is for whoever started it.
+    """
     told = {
         key: value for key, value in environment.items() if key != "LISTEN_PID"
     }  # which process it will be is not known yet
@@ -91,7 +93,9 @@ def start_with(
     copies = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, above) for _, each in sockets]
     try:
         moves = [(os.POSIX_SPAWN_DUP2, copy, descriptor) for descriptor, copy in enumerate(copies, _FIRST)]
-        return os.posix_spawn(command[0], list(command), told, file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), *moves])
+        return os.posix_spawn(
+            command[0], list(command), told, file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0), *moves], setpgroup=0
+        )
     finally:
         for copy in copies:
             os.close(copy)

@@ -7,6 +7,7 @@ a process whose loop hangs gives none, and is started again.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -47,7 +48,7 @@ class Starter:
     async def follows(self, ready: asyncio.Event, stop: asyncio.Event) -> AsyncIterator[None]:
         """Inside, it is told of each of the two, and that the loop turns."""
         tasks = [
-            asyncio.create_task(self._tell_when(ready, "READY=1"), name="notify ready"),
+            asyncio.create_task(self._tell_when(ready, f"READY=1\nMAINPID={os.getpid()}"), name="notify ready"),
             asyncio.create_task(self._tell_when(stop, "STOPPING=1"), name="notify stopping"),
             asyncio.create_task(self._keep_telling(), name="notify alive"),
         ]

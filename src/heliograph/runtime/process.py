@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from heliograph.core.errors import HeliographError, Invalid, Unavailable
 from heliograph.runtime.notify import Starter
+from heliograph.runtime.place import own_place
 from heliograph.runtime.settings import ServiceSettings
 from heliograph.telemetry.logs import configure_logs
 
@@ -49,6 +51,8 @@ def run(name: str, make_settings: Callable[[], S], serve: ServeWith[S]) -> int:
         _explain(name, error)
         return Exit.BAD_SETTINGS
     configure_logs(name, level=settings.log_level.lower())
+    if place := own_place():
+        structlog.contextvars.bind_contextvars(worker=place.number)
     gc.set_threshold(50_000, 20, 100)  # full collections of a large heap stop the loop; see docs/architecture.md
     _allow_open_files()
     try:
@@ -101,7 +105,13 @@ async def _until_signal(name: str, settings: S, serve: ServeWith[S]) -> None:
     handle_signals(stop)
     log.info("service_starting", service=name)
     async with Starter.told_by(os.environ, os.getpid()).follows(ready, stop):
-        await serve(settings, ready=ready, stop=stop)
+        alone = asyncio.create_task(_end_when_alone()) if own_place() else None
+        try:
+            await serve(settings, ready=ready, stop=stop)
+        finally:
+            if alone:
+                alone.cancel()
+                await asyncio.gather(alone, return_exceptions=True)
     log.info("service_stopped", service=name)
 
 
@@ -117,3 +127,32 @@ def handle_signals(stop: asyncio.Event) -> None:
 
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, on_signal, each)
+
+
+@contextmanager
+def on_hangup(call: Callable[[], object]) -> Iterator[None]:
+    """SIGHUP, which would end the process, calls this instead."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, call)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _end_when_alone() -> None:
+    """A worker whose supervisor is gone must not linger: as if it had been told to stop, or, if it had been told already, to make it quick."""
+    await standard_input_ended()
+    log.warning("supervisor_gone")
+    signal.raise_signal(signal.SIGTERM)
+
+
+async def standard_input_ended() -> None:
+    """For a parent process that may be killed: its death closes the pipe."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    try:
+        while await reader.read(4096):
+            pass
+    finally:
+        transport.close()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
+
+from heliograph.telemetry.metrics import Metrics
 
 
 class Readiness:
@@ -53,3 +56,33 @@ class Readiness:
         while self._missing:
             self._changed.clear()
             await self._changed.wait()
+
+
+class Health(Protocol):
+    """What is answered when a service is asked how it is."""
+
+    async def missing(self) -> dict[str, str]:
+        """Condition -> reason for each that does not hold; empty: ready."""
+
+    async def impairments(self) -> dict[str, str]:
+        """Condition -> reason for each that is impaired."""
+
+    async def exposition(self) -> bytes:
+        """Metrics in Prometheus' text format."""
+
+
+class OwnHealth:
+    """Of one process alone. Implements `Health`."""
+
+    def __init__(self, metrics: Metrics, readiness: Readiness) -> None:
+        self._metrics = metrics
+        self._readiness = readiness
+
+    async def missing(self) -> dict[str, str]:
+        return self._readiness.missing()
+
+    async def impairments(self) -> dict[str, str]:
+        return self._readiness.impairments()
+
+    async def exposition(self) -> bytes:
+        return await asyncio.to_thread(self._metrics.exposition)  # it reads /proc

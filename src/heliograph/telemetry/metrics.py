@@ -58,9 +58,19 @@ class Metrics:
         self.build_info = self._gauge("build_info", "Always 1; the labels say what runs", "version", "python")
         self.build_info.labels(__version__, platform.python_version()).set(1)
         self.loop_lag_seconds = self._histogram("loop_lag_seconds", "How late the event loop ran what was due")
+        self.worker_up = self._gauge(
+            "worker_up", "1 for each worker that answered when it was asked for these metrics", "worker"
+        )
+        self.worker_starts = self._gauge("worker_starts", "Times that this worker's place was filled since the node started")
         self.retries = self._counter("retries_total", "Attempts repeated after a failure", "operation")
 
     def _declare_http(self) -> None:
+        self.tls_certificate_expires_at_seconds = self._gauge(
+            "tls_certificate_expires_at_seconds", "Unix time at which the server's own certificate in use expires"
+        )
+        self.tls_reloads = self._counter(
+            "tls_reloads_total", "Times the server's certificate was loaded again, by outcome: loaded, failed", "outcome"
+        )
         self.http_requests = self._counter("http_requests_total", "HTTP requests answered", "method", "route", "status")
         self.http_request_seconds = self._histogram(
             "http_request_seconds", "HTTP request, first byte read to last byte written", "method", "route"

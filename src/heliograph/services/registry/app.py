@@ -185,10 +185,11 @@ async def _propagations(settings: RegistrySettings) -> Propagations:
 
 
 def _endpoints(settings: RegistrySettings) -> Endpoints:
+    s = "s" if settings.sync_tls else ""
     return Endpoints(
         api=settings.url_of(settings.public_api_url, settings.registry_port),
-        stream=settings.url_of(settings.public_stream_url, settings.sync_port, "ws", "/v1/stream"),
-        bundles=settings.url_of(settings.public_bundles_url, settings.sync_http_port),
+        stream=settings.url_of(settings.public_stream_url, settings.sync_port, f"ws{s}", "/v1/stream"),
+        bundles=settings.url_of(settings.public_bundles_url, settings.sync_http_port, f"http{s}"),
         ledger=settings.url_of(settings.public_ledger_url, settings.ledger_port),
     )
 

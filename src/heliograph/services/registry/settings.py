@@ -16,6 +16,7 @@ class RegistrySettings(DatabaseSettings):
     sync_port: int = Field(7071, ge=0, le=65535, description="port of the stream, for the default of the public address")
     sync_http_port: int = Field(7072, ge=0, le=65535, description="port of the bundles, for the default of the public address")
     ledger_port: int = Field(7073, ge=0, le=65535, description="port of the ledger, for the default of its addresses")
+    sync_tls: bool = Field(False, description="whether sync's ports have TLS, for the defaults of the public addresses")
     public_api_url: str = Field("", description="where clients reach the REST API; empty: this host and port")
     public_stream_url: str = Field("", description="where clients reach the stream; empty: this host and the stream's port")
     public_bundles_url: str = Field("", description="where clients reach bundles; empty: this host and the bundles' port")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from heliograph.runtime.process import run
-from heliograph.services.sync.app import serve
+from heliograph.services.sync.processes import serve
 from heliograph.services.sync.settings import SyncSettings
 
 if __name__ == "__main__":

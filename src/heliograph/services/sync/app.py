@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import secrets
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -21,14 +22,17 @@ from heliograph.eventlog.ports import Log, Record
 from heliograph.eventlog.ports import Stream as LogStream
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.leaving import Leave
+from heliograph.runtime.place import Place, own_place
 from heliograph.runtime.postgres import Pool, open_pool
+from heliograph.runtime.siblings import Siblings
+from heliograph.runtime.waiting import first_of
 from heliograph.services.sync.follow import Follower
-from heliograph.services.sync.front import Front
+from heliograph.services.sync.front import Front, certificate_of
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.registry import Registry
 from heliograph.services.sync.settings import SyncSettings
-from heliograph.telemetry.health import Readiness
+from heliograph.telemetry.health import OwnHealth, Readiness
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -62,46 +66,70 @@ class Node:
 
 async def serve(settings: SyncSettings, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
     """Opens everything, sets `ready` when it can serve, returns after a drain once `stop` is set, raises when it cannot go on."""
-    node = await _open(settings)
-    app = make_app("sync", metrics=node.metrics, readiness=node.readiness)
-    front = node.front.over_http(app)
-    drained = asyncio.Event()
-    leave = Leave.of(settings, node.readiness, meanwhile=drained.wait)
+    place = own_place()
+    node = await _open(settings, place)
+    http = _Http()
+    leave = Leave.of(settings, node.readiness, meanwhile=http.drained.wait)
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(
-                serve_http(
-                    front,
-                    settings.listen_host,
-                    settings.sync_http_port,
-                    stop=stop,
-                    leave=leave,
-                    name="sync-http",
-                    reuse_port=settings.reuse_port,
-                )
-            )
-            await _work_until(node, ready, stop, leave)
-            drained.set()
+            group.create_task(_serve_http(node, place, http, stop, leave))
+            await _work_until(node, http, ready, stop, leave)
+            http.drained.set()
     finally:
         await node.close()
 
 
-async def _open(settings: SyncSettings) -> Node:
+@dataclass(frozen=True, slots=True)
+class _Http:
+    """When HTTP may answer, when it does, and when the stream has nobody left."""
+
+    warm: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def _serve_http(node: Node, place: Place | None, http: _Http, stop: asyncio.Event, leave: Leave) -> None:
+    """At once, so that it can be asked why it is not ready yet; in the place of another worker only when it can answer as well as that one."""
+    settings, own = node.settings, OwnHealth(node.metrics, node.readiness)
+    siblings = Siblings(place, own) if place else None
+    if place:
+        node.metrics.worker_starts.set(place.start)
+        if place.replaces:
+            await first_of(http.warm, stop)
+    app = make_app("sync", metrics=node.metrics, readiness=node.readiness, health=siblings)
+    async with siblings.answering() if siblings else nullcontext():
+        await serve_http(
+            node.front.over_http(app),
+            settings.listen_host,
+            settings.sync_http_port,
+            stop=stop,
+            on_started=http.started.set,
+            leave=leave,
+            name="sync-http",
+            reuse_port=settings.reuse_port,
+            tls=node.front.tls,
+        )
+
+
+async def _open(settings: SyncSettings, place: Place | None) -> Node:
     token = await asyncio.to_thread(settings.service_token_text)
     database_url = settings.database_url.get_secret_value()
     metrics = Metrics()
+    certificate = await certificate_of(settings, metrics)
     events = await open_log(settings, "heliograph sync", database_url=database_url)
     letters = await open_pool(database_url, "heliograph sync dead letters", size=1) if database_url else None
     registry = Registry(settings.registry_url, token)
     introspector = Introspector(settings.registry_url, token)
     outbox = Outbox(events.appender(LogStream.RECEIPTS), metrics)
-    hub = Hub(f"{settings.node}-{secrets.token_hex(4)}", settings, outbox, metrics)
+    hub = Hub(_node_id(settings.node, place), settings, outbox, metrics)
 
     def revoked(tokens: tuple[str, ...]) -> None:
         introspector.forget(tokens)
         hub.revoked(tokens)
 
-    front = Front.of(hub, outbox, introspector, settings, metrics, secret=token, backlog=lambda: outbox.waiting)
+    front = Front.of(
+        hub, outbox, introspector, settings, metrics, secret=token, backlog=lambda: outbox.waiting, certificate=certificate
+    )
     reader = events.reader(LogStream.VERSIONS)
     return Node(
         settings=settings,
@@ -116,6 +144,12 @@ async def _open(settings: SyncSettings) -> Node:
         front=front,
         follower=Follower(reader, registry, hub, settings, metrics, letters=_Letters(letters, metrics), revoked=revoked),
     )
+
+
+def _node_id(name: str, place: Place | None) -> str:
+    """A name of its own for each start of each worker: the ledger knows them apart."""
+    worker = f"-{place.number}" if place else ""
+    return f"{name}{worker}-{secrets.token_hex(4)}"
 
 
 class _Letters:
@@ -146,7 +180,7 @@ class _Letters:
             log.error("dead_letter_not_stored", error=error.code, letters=letters)
 
 
-async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event, leave: Leave) -> None:
+async def _work_until(node: Node, http: _Http, ready: asyncio.Event, stop: asyncio.Event, leave: Leave) -> None:
     loading = asyncio.create_task(node.follower.load())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -160,7 +194,9 @@ async def _work_until(node: Node, ready: asyncio.Event, stop: asyncio.Event, lea
     node.readiness.met("content")
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not walk it
-    server = await node.front.stream.serve(node.settings.listen_host, node.settings.sync_port)
+    http.warm.set()
+    await http.started.wait()
+    server = await node.front.listen()
     node.readiness.met("stream")
     ready.set()
     log.info("sync_ready", node=node.hub.node, environments=sum(1 for _ in node.hub.environments()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -11,6 +12,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from heliograph.access.principal import DigestAuthenticator, Principal
+from heliograph.runtime.process import on_hangup
+from heliograph.runtime.tls import Certificate
 from heliograph.services.sync import feed_api
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.api import make_router
@@ -43,6 +46,7 @@ class Front:
     tickets: Tickets
     settings: HubSettings
     metrics: Metrics
+    certificate: Certificate | None
 
     @classmethod
     def of(
@@ -55,6 +59,7 @@ class Front:
         *,
         secret: str,
         backlog: Callable[[], int],
+        certificate: Certificate | None,
     ) -> Self:
         """``secret``: what nodes of one installation share, and nobody else has. ``backlog``: what waits to become durable and should not."""
         admission, tickets = Admission(settings, metrics, backlog), Tickets(secret)
@@ -70,7 +75,12 @@ class Front:
             tickets=tickets,
             settings=settings,
             metrics=metrics,
+            certificate=certificate,
         )
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        return self.certificate.context if self.certificate else None
 
     def over_http(self, app: FastAPI) -> ASGIApp:
         """The application with all routes of a node, and the short way in front of them."""
@@ -88,9 +98,15 @@ class Front:
         app.include_router(feed_api.make_router(self.hub, self.doorman))
         return Shortcut(app, self.hub, self.doorman, self.admission, self.metrics)
 
+    async def listen(self) -> asyncio.base_events.Server:
+        """Opens the stream. Raises InvalidRequest when it cannot."""
+        return await self.stream.serve(self.settings.listen_host, self.settings.sync_port, self.tls)
+
     def work(self, stop: asyncio.Event) -> tuple[Coroutine[Any, Any, None], ...]:
         """What goes on while it serves. Each until cancelled."""
+        certificate = (_look_after(self.certificate),) if self.certificate else ()
         return (
+            *certificate,
             self.hub.run(),
             self.outbox.run(),
             self.stream.recheck(),
@@ -106,3 +122,16 @@ class Front:
         ).run()
         await stream.farewell()
         await self.hub.end()
+
+
+async def certificate_of(settings: HubSettings, metrics: Metrics) -> Certificate | None:
+    """The one that the settings name, if they do. Raises InvalidRequest when it cannot be used."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return await Certificate.open(settings.tls_cert_file, settings.tls_key_file, metrics)
+
+
+async def _look_after(certificate: Certificate) -> None:
+    """Until cancelled. Who has changed the files need not wait for us to notice: SIGHUP."""
+    with on_hangup(certificate.ask):
+        await certificate.run()

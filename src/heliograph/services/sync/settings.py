@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from heliograph.runtime.settings import LogSettings, ServiceSettings
+
+MAX_WORKERS = 256
 
 
 class HubSettings(ServiceSettings):
@@ -15,6 +19,11 @@ class HubSettings(ServiceSettings):
     sync_port: int = Field(7071, ge=0, le=65535, description="port of the WebSocket stream")
     sync_http_port: int = Field(7072, ge=0, le=65535, description="port of bundles, long poll, receipts, health")
     node: str = Field(default_factory=socket.gethostname, description="name of this node, for people; made unique per start")
+
+    tls_cert_file: Path | None = Field(
+        None, description="certificate chain in PEM, for both ports; loaded again when it changes. None: no TLS"
+    )
+    tls_key_file: Path | None = Field(None, description="its private key in PEM, not encrypted; it may be the same file")
 
     heartbeat_s: float = Field(
         25.0, gt=0, description="seconds within which a client must be heard of; three missed end a connection"
@@ -38,7 +47,9 @@ class HubSettings(ServiceSettings):
         gt=0,
         description="clients a second whom a stopping node sends elsewhere; more if `drain_s` is too short for that",
     )
-    max_connections: int = Field(50_000, ge=1, description="connections of this node; more are told to try again later")
+    max_connections: int = Field(
+        50_000, ge=1, description="connections of one process, so of each worker; more are told to try again later"
+    )
     max_connections_per_token: int = Field(
         20_000, ge=0, description="connections of one token on this node, so that one fleet leaves room for others; 0: no limit"
     )
@@ -96,12 +107,21 @@ class HubSettings(ServiceSettings):
         description="bytes of encoded frames kept per environment's head, and as many of the views they are made from",
     )
 
+    @model_validator(mode="after")
+    def _certificate_and_key_go_together(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("HELIOGRAPH_TLS_CERT_FILE and HELIOGRAPH_TLS_KEY_FILE go together: set both or none")
+        return self
+
 
 class SyncSettings(HubSettings, LogSettings):
     database_url: SecretStr = Field(
         SecretStr(""), description="PostgreSQL, for the log where there is no Kafka, and for dead letters"
     )
     registry_url: str = Field("http://127.0.0.1:7070", description="the registry's API: heads, states, tokens")
+    workers: int = Field(
+        1, ge=0, le=MAX_WORKERS, description="processes that share the two ports; 0: one for each core that it may use"
+    )
     # with full jitter: the third attempt comes within a second, a quarantined environment is then tried every few seconds
     reload_backoff_s: float = Field(0.2, gt=0, description="bound of the first pause before an environment is read again")
     reload_attempts: int = Field(

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,6 +40,7 @@ from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.listening import listening
+from heliograph.runtime.tls import HANDSHAKE_S as TLS_HANDSHAKE_S
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.door import Arrival, Door, arrival
 from heliograph.services.sync.feed import EdgeSession
@@ -115,9 +117,10 @@ class Stream:
         self._greeting = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, host: str, port: int) -> asyncio.base_events.Server:
+    async def serve(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> asyncio.base_events.Server:
         """Starts listening. Raises InvalidRequest when it cannot."""
         self.clock = asyncio.get_running_loop().time
+        bound: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": TLS_HANDSHAKE_S} if tls else {}
         taken = listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare)
         self._door = Door(taken, self._admission, self._metrics, max_opening=self.settings.max_opening)
         return await ws_create_server(
@@ -131,6 +134,7 @@ class Stream:
             read_buffer_init_size=2048,
             use_aiofastnet=True,
             backlog=BACKLOG,
+            **bound,
         )
 
     async def recheck(self) -> None:

@@ -25,7 +25,7 @@ from heliograph.services.sync.edge.settings import EdgeSettings
 from heliograph.services.sync.edge.tokens import EdgeTokens
 from heliograph.services.sync.edge.uplink import Uplink
 from heliograph.services.sync.edge.upstream import Upstream
-from heliograph.services.sync.front import Front
+from heliograph.services.sync.front import Front, certificate_of
 from heliograph.services.sync.hub import Hub
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
@@ -76,6 +76,7 @@ async def serve(settings: EdgeSettings, *, ready: asyncio.Event, stop: asyncio.E
                     leave=leave,
                     name="sync-http",
                     reuse_port=settings.reuse_port,
+                    tls=edge.front.tls,
                 )
             )
             await _work_until(edge, ready, stop, leave)
@@ -90,6 +91,7 @@ async def _open(settings: EdgeSettings) -> Edge:
     metrics, readiness = Metrics(), Readiness("content", "stream")
     readiness.impaired("parent", "not met yet")
     token = await asyncio.to_thread(settings.read_token)
+    certificate = await certificate_of(settings, metrics)
     copies = Copies(settings.data_dir / "edge")
     await asyncio.to_thread(copies.open)
     parent = Parent(settings.parent_url, token, copies)
@@ -105,7 +107,7 @@ async def _open(settings: EdgeSettings) -> Edge:
         hub.revoked(ids)
 
     # receipts may wait here for days: no reason to turn clients away
-    front = Front.of(hub, outbox, tokens, settings, metrics, secret=token.text, backlog=lambda: 0)
+    front = Front.of(hub, outbox, tokens, settings, metrics, secret=token.text, backlog=lambda: 0, certificate=certificate)
     return Edge(
         settings=settings,
         metrics=metrics,
@@ -166,7 +168,7 @@ async def _serve_until(edge: Edge, ready: asyncio.Event, stop: asyncio.Event, le
     edge.readiness.met("content")
     gc.collect()
     gc.freeze()  # what was loaded stays; later collections need not walk it
-    server = await edge.front.stream.serve(edge.settings.listen_host, edge.settings.sync_port)
+    server = await edge.front.listen()
     edge.readiness.met("stream")
     ready.set()
     log.info("edge_ready", node=edge.hub.node, environments=sum(1 for _ in edge.hub.environments()))
