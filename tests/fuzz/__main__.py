@@ -52,7 +52,7 @@ def every(names: list[str], runs: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if sys.argv[2:] and sys.argv[2].startswith("-"):
         one(sys.argv[1], sys.argv[2:])
     else:
         chosen = sys.argv[1:] or list(TARGETS)
