@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from bench.stacks import ROOT
 
-
 DOCUMENT = ROOT / "docs/scaling.md"
 
 
