@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from bench.stacks import ROOT
 
+DOCUMENT = ROOT / "docs/scaling.md"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -17,27 +19,20 @@ class Cost:
 
 RESEARCH = "measured while the design was made, same machine"
 PAGE = "docs/benchmarks.md, Sync engine"
+ESTIMATE = "estimated from a profile, not timed on a quiet machine"
 COSTS = {
-    "send": Cost(
-        5.4, "µs", "CPU of a worker to send one frame, plain, the receiver's half of loopback included", f"{PAGE}, row cpu"
-    ),
+    "send": Cost(5.4, "µs", "CPU of a worker to send one frame, plain, the receiver's half of loopback included", RESEARCH),
     "send_tls": Cost(8.1, "µs", "the same with TLS in the worker", RESEARCH),
-    "receipt": Cost(
-        45.0, "µs", "CPU of a worker for one receipt: read, checked, appended, acknowledged", f"{PAGE}, row receipts"
-    ),
-    "receipt_ledger": Cost(45.0, "µs", "CPU of the ledger for one receipt", f"{PAGE}, row receipts"),
-    "receipt_database": Cost(40.0, "µs", "CPU of PostgreSQL for one receipt", f"{PAGE}, row receipts"),
-    "receipt_log": Cost(420, "bytes", "of one receipt in the log, before compression", "length of its record"),
-    "connect": Cost(
-        180.0, "µs", "CPU of a worker for a connection with hello and 10 KB snapshot, plain", f"{PAGE}, row connects"
-    ),
-    "connect_tls": Cost(
-        500.0, "µs", "the same with TLS 1.3 (ECDSA P-256)", f"{PAGE}, row connects, and the handshake: {RESEARCH}"
-    ),
+    "receipt": Cost(45.0, "µs", "CPU of a worker for one receipt: read, checked, appended, acknowledged", ESTIMATE),
+    "receipt_ledger": Cost(45.0, "µs", "CPU of the ledger for one receipt", ESTIMATE),
+    "receipt_database": Cost(40.0, "µs", "CPU of PostgreSQL for one receipt", ESTIMATE),
+    "receipt_log": Cost(420, "bytes", "of one receipt in the log, before compression", ESTIMATE),
+    "connect": Cost(180.0, "µs", "CPU of a worker for a connection with hello and 10 KB snapshot, plain", ESTIMATE),
+    "connect_tls": Cost(500.0, "µs", "the same with TLS 1.3 (ECDSA P-256)", ESTIMATE),
     "memory": Cost(16.5, "KB", "of a worker for an idle connection, plain", f"{PAGE}, row memory"),
     "memory_tls": Cost(37.0, "KB", "the same with TLS", f"row memory, and 21 KB of TLS state: {RESEARCH}"),
     "memory_kernel": Cost(4.0, "KB", "of the kernel for an idle socket", RESEARCH),
-    "heartbeat": Cost(30.0, "µs", "CPU of a worker for one heartbeat and its answer", f"{PAGE}, row idle"),
+    "heartbeat": Cost(30.0, "µs", "CPU of a worker for one heartbeat and its answer", ESTIMATE),
     "frame": Cost(
         2_070, "bytes", "of a change of one 500-byte document, with head, version, proof and signatures", f"{PAGE}, row cpu"
     ),
@@ -49,7 +44,7 @@ COSTS = {
         "docs/benchmarks.md, Publish to applied",
     ),
     "hop": Cost(30.0, "ms", "one way between a hub and its edge, with what the edge verifies", "assumed: a continent"),
-    "event": Cost(6_000, "bytes", "of a small version in the log", "length of its record"),
+    "event": Cost(6_000, "bytes", "of a small version in the log", ESTIMATE),
 }
 
 
@@ -63,6 +58,3 @@ def table() -> str:
     lines = ["| cost | figure | what | from |", "|---|---|---|---|"]
     lines += [f"| {name} | {each.value:,g} {each.unit} | {each.what} | {each.source} |" for name, each in COSTS.items()]
     return "\n".join(lines)
-
-
-DOCUMENT = ROOT / "docs/scaling.md"

@@ -23,7 +23,7 @@ REST_S = 1.5
 IDLE_WINDOW_MS = 9_000
 FILLING = 80
 """Versions after which a socket that nobody reads is surely full."""
-READING = 40
+READING = 30
 
 
 async def memory(options: Options) -> list[Line]:
@@ -153,13 +153,13 @@ async def stalled(options: Options) -> list[Line]:
     """Some clients never read. The same number of clients all the time, and those who read are the same."""
     lines = []
     for share in (0.01, 0.10):
-        lines += await _stalled(options, options.size(5_000), share)
+        lines += await _stalled(options, options.size(2_000), share)
     return lines
 
 
 async def _stalled(options: Options, clients: int, share: float) -> list[Line]:
     silent = max(1, int(clients * share))
-    reps = min(options.reps, 4)
+    reps = min(options.reps, 5)
     async with world() as made, made.clients(clients - silent, spin=True) as healthy:
 
         def block(never: int) -> Callable[[], Awaitable[Others]]:
