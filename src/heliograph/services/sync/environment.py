@@ -70,7 +70,7 @@ class Environment:
         self._past: OrderedDict[int, tuple[Cursor, trie.Node]] = OrderedDict()
         self._entries: dict[bytes, Entry] = {}
         self._history = history.History()
-        self._opened: tuple[int, Signed] | None = None  # the latest recover version that came by, with its number
+        self._opened: tuple[Version, Signed] | None = None  # the latest recover version that came by
         self._frames: Kept[Key, list[bytes]] = Kept(frame_cache_bytes)
         self._digests: dict[View, Digest] = {}
         self._gathered: Kept[View, Content] = Kept(frame_cache_bytes)
@@ -131,11 +131,11 @@ class Environment:
         self._forget_frames()
         return True
 
-    def restarted(self, version: Signed) -> None:
-        """Told of a recover version: who runs on what it dropped is shown it. Nothing for any other version."""
-        record = Version.read(version.payload)
-        if record.kind == "recover" and (self._opened is None or record.epoch > Version.read(self._opened[1].payload).epoch):
-            self._opened = record.number, version
+    def note_recovery(self, signed: Signed) -> None:
+        """A recover version is kept, for readers that run on what it dropped; any other one is nothing here."""
+        version = Version.read(signed.payload)
+        if version.kind == "recover" and (self._opened is None or version.epoch > self._opened[0].epoch):
+            self._opened = version, signed
 
     def _move(self, signed_head: Signed, signed_version: Signed, root: trie.Node) -> None:
         head, version = Head.read(signed_head.payload), Version.read(signed_version.payload)
@@ -147,7 +147,8 @@ class Environment:
             self._history.append(unspell(head.version))
         self.head, self.cursor, self._root = head, head.cursor, root
         self._signed_head, self._signed_version = signed_head, signed_version
-        self.restarted(signed_version)
+        if version.kind == "recover":
+            self.note_recovery(signed_version)
         self._remember(head.cursor, root)
         self._digests.clear()
         self._forget_frames()
@@ -336,11 +337,11 @@ class Environment:
 
     def _recovery(self, to: Cursor) -> Recovery | None:
         """How this history began anew, for a reader that runs on what was lost then."""
-        if self._opened is None or self._opened[0] > to.number:
+        if self._opened is None or self._opened[0].number > to.number:
             return None
-        number, version = self._opened
+        number, signed = self._opened[0].number, self._opened[1]
         path = () if number == to.number else tuple(spell(each) for each in self._history.path(number, to.number - 1))
-        return Recovery(version=version, ancestry=path)
+        return Recovery(version=signed, ancestry=path)
 
 
 def _proof(made: proof.Proof) -> frames.ProofText | None:

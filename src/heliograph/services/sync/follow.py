@@ -189,7 +189,8 @@ class Follower:
             self._mend(event.namespace, event.environment, record)
             return
         environment = room.environment
-        environment.restarted(event.version)
+        if event.number != environment.cursor.number + 1:  # the state that is read, or was, may be of a later version
+            environment.note_recovery(event.version)
         if (event.epoch, event.number) <= (environment.cursor.epoch, environment.cursor.number):
             return
         if (

@@ -231,13 +231,19 @@ class Session:
     def _answered(self, receipt: frames.Receipt, now_us: int) -> list[Effect]:
         """None for a version that a fail-over has lost: its client drops the receipt as soon as it hears of the new epoch, which is on its way."""
         subscriber = self._subscriber(receipt.subscription)
-        cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
-        check_cursor(cursor)
-        if self.history.lost(subscriber.namespace, subscriber.environment, cursor):
-            return []
-        stored = received(receipt, subscriber, self.history, now_us)
+        try:
+            stored = received(receipt, subscriber, self.history, now_us)
+        except InvalidRequest:
+            if self._lost(subscriber, receipt):
+                return []
+            raise
         subscriber.answered(receipt)
         return [Answered(stored, receipt.seq)]
+
+    def _lost(self, subscriber: Subscriber, receipt: frames.Receipt) -> bool:
+        cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
+        _check_cursor(cursor)
+        return self.history.lost(subscriber.namespace, subscriber.environment, cursor)
 
     def _alive(self, heartbeat: frames.Heartbeat, now_us: int) -> list[Effect]:
         effects: list[Effect] = [Send(frames.HeartbeatAck(echo_us=heartbeat.sent_at_us, received_at_us=now_us))]
