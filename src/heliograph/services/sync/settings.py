@@ -29,7 +29,7 @@ class SyncSettings(LogSettings):
     head_spread_s: float = Field(
         60.0, ge=0, description="seconds over which renewed heads are spread, so that they are no burst"
     )
-    # half of what one worker takes in with TLS; a node with more clients than that times `drain_s` is quicker
+    # half of what one worker takes in with TLS, so that those who are there already are served beside
     drain_clients_per_s: float = Field(
         1000.0,
         gt=0,
