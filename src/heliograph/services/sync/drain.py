@@ -17,7 +17,7 @@ import structlog
 
 from heliograph.core import frames
 from heliograph.runtime import problems
-from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.hub import SLICE, Connection, Hub
 
 log = structlog.get_logger()
 
@@ -72,8 +72,11 @@ class Drain:
             await asyncio.sleep(TICK_S)
             now = asyncio.get_running_loop().time()
         log.info("drain_ended", left=len(hub))
-        for connection in hub.connections():
-            self._close(connection)
+        for index, connection in enumerate(hub.connections()):
+            if index % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            if connection in hub:
+                self._close(connection)
 
     def _tell(self, pace: Pace, most: int, now: float) -> None:
         told = _encode(frames.Drain(within_s=pace.leave_s))

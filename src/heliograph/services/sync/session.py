@@ -242,7 +242,7 @@ class Session:
 
     def _lost(self, subscriber: Subscriber, receipt: frames.Receipt) -> bool:
         cursor = Cursor(receipt.epoch, receipt.number, receipt.version)
-        _check_cursor(cursor)
+        check_cursor(cursor)
         return self.history.lost(subscriber.namespace, subscriber.environment, cursor)
 
     def _alive(self, heartbeat: frames.Heartbeat, now_us: int) -> list[Effect]:

@@ -41,7 +41,7 @@ class HubSettings(ServiceSettings):
         8 * 1024, ge=1, description="bytes a second at which a full connection must at least drain, on top of `stall_s`"
     )
 
-    # half of what one worker takes in with TLS; a node with more clients than that times `drain_s` is quicker
+    # half of what one worker takes in with TLS, so that those who are there already are served beside
     drain_clients_per_s: float = Field(
         1000.0,
         gt=0,
