@@ -52,8 +52,8 @@ async def embedded(folder: Path) -> AsyncIterator[Stack]:
 
 
 @asynccontextmanager
-async def servers(folder: Path) -> AsyncIterator[Stack]:
-    """PostgreSQL, Kafka, and each service as its own process."""
+async def servers(folder: Path, **settings: str) -> AsyncIterator[Stack]:
+    """PostgreSQL, Kafka, and each service as its own process. ``settings``: more of the environment."""
     postgres, kafka = free_ports(2)
     env = (
         os.environ
@@ -64,6 +64,7 @@ async def servers(folder: Path) -> AsyncIterator[Stack]:
             "KAFKA_PORT": str(kafka),
             "VENV": str(Path(sys.executable).parent.parent),
         }
+        | settings
     )
     async with _running("servers", ["bash", str(ROOT / "deploy/stack.sh"), "up"], env, folder, "stack/data/tokens") as stack:
         yield stack

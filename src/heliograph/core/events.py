@@ -14,6 +14,8 @@ from heliograph.core.frames import Answer, Fingerprint, State
 from heliograph.core.records import Cursor, Signed
 
 SHARDS = 16
+"""Of the receipts stream; and of the versions stream, unless an installation was made with another number."""
+MAX_SHARDS = 256
 MAX_EVENT_TEXT = 256 * 1024
 """Bytes of documents in one event; above it they are left out and fetched by digest."""
 MAX_EVENT = 768 * 1024
