@@ -21,6 +21,7 @@ from heliograph.core.digest import spell, unspell
 from heliograph.core.errors import HeliographError
 from heliograph.core.which import which
 from heliograph.eventlog.wake import Bell
+from heliograph.keys.live import LiveKeys
 from heliograph.keys.local import LocalKeys
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.postgres import open_pool
@@ -288,12 +289,13 @@ async def in_process(settings: RegistrySettings) -> AsyncIterator[InProcess]:
         opened.push_async_callback(pool.close)
         store = Store(pool)
         make = partial(LocalKeys.open_or_create, settings.data_dir / "keys", history_exists=False, now_us=now_us())
-        keys = await asyncio.to_thread(make)
+        keys = LiveKeys(settings.data_dir / "keys", await asyncio.to_thread(make))
         validation = Validation(processes=1, limit_s=settings.validation_s)
         opened.push_async_callback(validation.close)
         await validation.open()
         propagations = Propagations.at(settings.url_of("", settings.ledger_port), "")
         opened.push_async_callback(propagations.close)
-        tokens = TokenStore(pool, keys.anchor)
+        tokens = TokenStore(pool, keys.now.anchor)
         _, context = wire(settings, pool, store, keys, tokens, validation, propagations, Bell(pool), metrics)
+        opened.push_async_callback(context.evolution.close)
         yield InProcess(context)
