@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
         "--versions", type=int, default=1_000_000, help="scale: versions in another; a million takes ten minutes to write"
     )
     parser.add_argument("--held", type=int, default=5_000, help="polls: requests that wait at once")
+    parser.add_argument("--shards", default="1,16,64", help="authors: numbers of shards, an installation each")
     parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks.md as it is")
     return parser.parse_args()
 
@@ -104,10 +105,10 @@ def main() -> None:
         if not options.dry:
             report.replace_section("commit", "make bench ARGS=commit", text)
     if options.what in ("all", "authors"):
-        text = asyncio.run(authors.measure())
+        text = asyncio.run(authors.measure([int(each) for each in options.shards.split(",")]))
         print(text)
         if not options.dry:
-            report.replace_section("authors", "make bench ARGS=authors", text)
+            report.replace_section("authors", f"make bench ARGS='authors --shards {options.shards}'", text)
     if options.what == "receipts":
         text = receipts.section(asyncio.run(receipt_rates(options)))
         print(text)

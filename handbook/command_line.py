@@ -29,7 +29,7 @@ class Command:
     """``words``: what is written after the program's name."""
 
     words: str
-    typer: TyperCommand
+    typer: TyperCommand | TyperGroup
 
     @property
     def title(self) -> str:
@@ -68,6 +68,8 @@ def _below(group: object, words: str) -> Iterator[Command]:
     for name, command in getattr(group, "commands", {}).items():
         said = f"{words} {name}".strip()
         if isinstance(command, TyperGroup):
+            if command.invoke_without_command:  # it does something by itself
+                yield Command(said, command)
             yield from _below(command, said)
         elif not command.hidden:
             yield Command(said, command)

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import Field, SecretStr
 
 from heliograph.core.errors import Corrupt
+from heliograph.core.events import MAX_SHARDS
 from heliograph.keys.local import write_private
 from heliograph.runtime.embedded_postgres import EmbeddedPostgres
 from heliograph.runtime.migrate import migrate
@@ -40,6 +41,13 @@ class AllInOneSettings(ServiceSettings):
     sync_http_port: int = Field(7072, ge=0, le=65535, description="port of bundles, long poll and receipts")
     ledger_port: int = Field(7073, ge=0, le=65535, description="port of propagation, instances and drift")
 
+    shards: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_SHARDS,
+        description="shards of the versions stream, for a database that is made now; unset: 16, or what it was made with",
+    )
+
     @property
     def url(self) -> str:
         return f"http://{self.listen_host}:{self.registry_port}"
@@ -51,7 +59,7 @@ class AllInOneSettings(ServiceSettings):
 
 async def serve(settings: AllInOneSettings, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
     """Raises AlreadyExists when another process uses the data folder. Ends loudly when PostgreSQL or a service does."""
-    async with _database(settings.data_dir / "postgres") as postgres:
+    async with _database(settings.data_dir / "postgres", settings.shards) as postgres:
         supervisor = Supervisor(
             [
                 ("registry", partial(registry.serve, RegistrySettings(**_for_role(settings, postgres, "registry")))),
@@ -83,11 +91,11 @@ def _for_role(settings: AllInOneSettings, postgres: EmbeddedPostgres, role: str)
 
 
 @asynccontextmanager
-async def _database(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
+async def _database(folder: Path, shards: int | None) -> AsyncIterator[EmbeddedPostgres]:
     postgres = EmbeddedPostgres(folder)
     await postgres.start()
     try:
-        await migrate(postgres.url("postgres", DATABASE))
+        await migrate(postgres.url("postgres", DATABASE), shards=shards)
         yield postgres
     finally:
         await postgres.stop()

@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures.dev import DevStack
 from typer.testing import CliRunner, Result
 
 from heliograph.cli.commands import app
 from heliograph.cli.exits import Exit
 
-START_S = 120
-PORTS = ("REGISTRY", "SYNC", "SYNC_HTTP", "LEDGER")
 _numbers = count(1)
 
 
-@dataclass(frozen=True)
-class Stack:
-    url: str
-    data_dir: Path
-
-    @property
-    def admin_token(self) -> str:
-        return (self.data_dir / "tokens/admin.token").read_text().strip()
+Stack = DevStack
 
 
 @pytest.fixture(scope="session")
-def stack(public_folder: Path) -> Iterator[Stack]:
-    from tests.conftest import free_port
-
-    data_dir = public_folder / "cli"
-    env = os.environ | {f"HELIOGRAPH_{name}_PORT": str(free_port()) for name in PORTS}
-    command = [sys.executable, "-m", "heliograph.cli", "dev", "--json", "--stop-at-eof", "--data-dir", str(data_dir)]
-    log = public_folder / "cli.log"
-    with log.open("wb") as errors:
-        child = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
-    assert child.stdin
-    assert child.stdout
-    try:
-        line = child.stdout.readline()
-        assert line, log.read_text()
-        yield Stack(json.loads(line)["url"], data_dir)
-    finally:
-        child.stdin.close()
-        child.wait(START_S)
-        child.stdout.close()
+def stack(dev_stack: DevStack) -> DevStack:
+    return dev_stack
 
 
 @dataclass
@@ -93,6 +63,6 @@ def shell(stack: Stack) -> Shell:
 @pytest.fixture
 def place(shell: Shell) -> str:
     """A fresh environment."""
-    name = f"team{next(_numbers)}/dev"
+    name = f"crew{next(_numbers)}/dev"
     shell.run("create", name)
     return name

@@ -35,6 +35,19 @@ async def test_each_schema_once_with_those_who_declare_it(stage, story):
         assert len(await stage.rows("select from ledger.declared_schema")) == 2
 
 
+async def test_which_configs_are_declared_by_somebody_who_lives(stage, story):
+    async with stage.leading() as term:
+        await stage.receipts(
+            declaring(story, "a", 0, {"limits": LIMITS, "search": LIMITS}),
+            declaring(story, "b", 1, {"limits": OLDER}),
+            declaring(story, "gone", 2, {"other": OLDER}),
+            story.unsubscribed("gone", 3),
+        )
+        await stage.caught_up(term)
+        assert await stage.tables.declared_names(stage.story.address, 10) == ["limits", "search"]
+        assert await stage.tables.declared_names(stage.story.address, 1) == ["limits"]
+
+
 async def test_what_is_declared_later_replaces_what_was(stage, story):
     async with stage.leading() as term:
         await stage.receipts(declaring(story, "a", 0, {"limits": OLDER}), declaring(story, "a", 1, {"limits": LIMITS}))

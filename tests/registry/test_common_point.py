@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import asyncpg
@@ -28,11 +29,12 @@ class World:
     back: dict[Point, int] = field(default_factory=dict)
     heads: dict[str, int] = field(default_factory=dict)
     noted: dict[str, list[Flow]] = field(default_factory=dict)
+    clock: Any = field(default_factory=count)
 
     def next(self, environment: str) -> Point:
         self.heads[environment] = self.heads.get(environment, 0) + 1
         point = Point(environment, self.heads[environment])
-        self.times[point] = START + timedelta(seconds=len(self.times))
+        self.times[point] = START + timedelta(seconds=next(self.clock))
         self.direct[point] = self.noted.pop(environment, [])
         return point
 
@@ -47,6 +49,16 @@ class World:
     def roll_back(self, environment: str, to: int) -> None:
         self.noted.pop(environment, None)
         self.back[self.next(environment)] = to
+
+    def erase(self, environment: str) -> None:
+        """Nobody came from there any more."""
+        for kept in (self.times, self.direct, self.back):
+            for point in [each for each in kept if each.environment == environment]:
+                del kept[point]
+        del self.heads[environment]
+        self.noted.pop(environment, None)
+        for flows in (*self.direct.values(), *self.noted.values()):
+            flows[:] = [flow for flow in flows if flow.source.environment != environment]
 
     def line(self, point: Point) -> list[Flow]:
         """What flowed into a version and those before it, as far as no rollback took it back."""

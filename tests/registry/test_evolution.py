@@ -28,6 +28,7 @@ class Ledger:
 
     declared: dict[str, list[Any]] = field(default_factory=dict)
     asked: list[list[str]] = field(default_factory=list)
+    names_asked: int = 0
     fails: bool = False
 
     def answer(self, request: Request) -> Any:
@@ -46,6 +47,10 @@ class Ledger:
         ]
         return ["what?"] if self.fails else {"items": items, "all": True}
 
+    def names(self) -> Any:
+        self.names_asked += 1
+        return ["what?"] if self.fails else {"items": sorted(self.declared), "all": True}
+
 
 @pytest.fixture
 async def ledger(registry: Running) -> AsyncIterator[Ledger]:
@@ -61,6 +66,10 @@ async def _serving(port: int, told: Ledger) -> AsyncIterator[None]:
     @app.get("/v1/internal/declared/shop/production")
     async def declared(request: Request) -> Json:
         return Json(told.answer(request))
+
+    @app.get("/v1/internal/declared-names/shop/production")
+    async def names() -> Json:
+        return Json(told.names())
 
     stop, started = asyncio.Event(), asyncio.Event()
     serving = asyncio.create_task(serve_http(app, "127.0.0.1", port, stop=stop, on_started=started.set))
@@ -168,7 +177,34 @@ async def test_off_looks_at_nothing(author: Author, ledger: Ledger) -> None:
     ledger.declared = {"limits": [INTEGER]}
     await policy(author, "off")
     assert "compatibility" not in good(await author.put("limits", {"max": "x"}), 201)
+    assert (ledger.asked, ledger.names_asked) == ([], 0)
+
+
+async def test_a_publish_of_what_nobody_declares_asks_nothing(author: Author, ledger: Ledger) -> None:
+    """And which configs are declared is asked once for many publishes, where the policy is to warn."""
+    ledger.declared = {"limits": [INTEGER]}
+    for value in range(20):
+        good(await author.put("other", value), 201)
     assert ledger.asked == []
+    assert 1 <= ledger.names_asked < 20
+    assert "compatibility" in good(await author.put("limits", {"max": "x"}), 201)
+    assert ledger.asked == [["limits"]]
+
+
+async def test_what_was_declared_a_moment_ago_is_missed_by_a_warning_for_seconds_and_by_a_refusal_never(
+    author: Author, ledger: Ledger
+) -> None:
+    good(await author.put("limits", {"max": 1}), 201)
+    ledger.declared = {"limits": [INTEGER]}
+    async with asyncio.timeout(DEADLINE_S):
+        number = 0
+        while "compatibility" not in good(await author.put("limits", {"max": f"x{(number := number + 1)}"}), 201):
+            await asyncio.sleep(0.2)
+    ledger.declared = {}
+    good(await author.put("limits", {"max": 2}), 201)
+    await policy(author, "refuse")
+    ledger.declared = {"limits": [INTEGER]}
+    problem(await author.put("limits", {"max": "y"}), 409, "incompatible")
 
 
 async def test_a_ledger_that_is_away_refuses_nothing_and_is_said(author: Author) -> None:
@@ -183,7 +219,7 @@ async def test_a_ledger_that_is_not_understood(author: Author, ledger: Ledger) -
     ledger.fails = True
     good(await author.put("limits", {"max": "x"}), 201)
     good(await author.put("limits", {"max": "y"}), 201)
-    assert len(ledger.asked) == 1, "nobody waits for it again at once"
+    assert ledger.names_asked == 1, "nobody waits for it again at once"
 
 
 async def test_what_is_declared_may_be_nonsense(author: Author, ledger: Ledger) -> None:
@@ -207,7 +243,7 @@ async def test_what_is_declared_may_be_nonsense(author: Author, ledger: Ledger) 
 
 
 async def test_many_changes_are_looked_at_up_to_a_bound(author: Author, ledger: Ledger) -> None:
-    ledger.declared = {"c0000": [INTEGER], "c0200": [INTEGER]}
+    ledger.declared = {f"c{n:04}": [INTEGER] if n in (0, 200) else [] for n in range(300)}
     said = good(await author.publish(*({"name": f"c{n:04}", "document": n} for n in range(300))), 201)
     assert [each["config"] for each in said["compatibility"]["instances"]] == ["c0000"]
     assert len(ledger.asked[0]) == 100

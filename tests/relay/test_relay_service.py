@@ -13,6 +13,7 @@ from tests.end_to_end.stack import PG_SCRIPT, Server
 from tests.fixtures.kafka import make_broker
 from tests.fixtures.postgres import require
 
+from heliograph.core.events import SHARDS
 from heliograph.eventlog.kafka import KafkaProducer
 from heliograph.runtime.migrate import migrate
 from heliograph.runtime.process import Exit
@@ -190,7 +191,14 @@ async def copier(relayed, database):
     quiet = {"log_level": 0, "reconnect.backoff.ms": 60_000, "reconnect.backoff.max.ms": 60_000}
     producer = KafkaProducer(f"127.0.0.1:{free_port()}", quiet)
     async with relayed.connected("heliograph_relay") as connection:
-        copier = Copier(connection, producer, versions_topic("nowhere"), {}, relayed.settings(stuck_s=60, poll_s=60), Metrics())
+        copier = Copier(
+            connection,
+            producer,
+            versions_topic("nowhere"),
+            dict.fromkeys(range(SHARDS), (0, 0)),
+            relayed.settings(stuck_s=60, poll_s=60),
+            Metrics(),
+        )
         copier._moved_at = dict.fromkeys(copier._moved_at, time.monotonic() - 3600)  # an hour of silence
         for shard in (3, 4):
             await relayed.commit(shard, b"event")

@@ -85,7 +85,6 @@ _COMMANDS: Final[tuple[tuple[str, Callable[..., None], str], ...]] = (
     ("instances", proving.instances, PROVE),
     ("drift", proving.drift, PROVE),
     ("verify", proving.verify, PROVE),
-    ("trust", proving.trust, PROVE),
     ("demo", running.demo, RUN),
     ("dev", running.dev, RUN),
     ("serve", running.serve, RUN),
@@ -103,6 +102,11 @@ token.command("create")(spoken(tokens.create))
 token.command("list")(spoken(tokens.list_))
 token.command("revoke")(spoken(tokens.revoke))
 app.add_typer(token, name="token", rich_help_panel=CHANGE)
+
+trust = typer.Typer(invoke_without_command=True)
+trust.callback()(spoken(proving.trust))
+trust.command("next")(spoken(proving.next_trust, asks_server=False))
+app.add_typer(trust, name="trust", rich_help_panel=PROVE)
 
 label = typer.Typer(help="Name versions: set, list and remove labels.", no_args_is_help=True)
 label.command("set")(spoken(naming.set_))

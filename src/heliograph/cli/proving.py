@@ -272,14 +272,60 @@ def _save(folder: Path, bodies: tuple[bytes, bytes, bytes]) -> None:
         raise InvalidRequest(f"{folder} cannot be written: {error.strerror}") from None
 
 
-def trust(session: Session) -> None:
-    """Show the server's trust root: its anchor, for --trust, and its keys. Compare the anchor with what your operator says."""
+def trust(session: Session, context: typer.Context) -> None:
+    """Show the server's trust root: its anchor, for --trust, and its keys. Compare the anchor with what your operator says.
+
+    `trust next` makes the next one.
+    """
+    if context.invoked_subcommand:
+        return
     from heliograph.cli.trusting import server_root  # noqa: PLC0415
 
     root, anchor = server_root(session)
     told = {"anchor": anchor, "number": root.number, "expires_at": root.expires_at, "keys": sorted(root.keys)}
     rows = [(key, ", ".join(value) if isinstance(value, list) else value) for key, value in told.items()]
     session.tell(told, lambda: show.facts(rows))
+
+
+def next_trust(
+    session: Session,
+    keys: Annotated[Path, typer.Option("--keys", help="The registry's key folder.", file_okay=False)] = Path(
+        ".heliograph/keys"
+    ),
+    root_key: Annotated[
+        Path | None,
+        typer.Option("--root-key", help="The root key's file, where it is kept offline; root.pem in --keys by default."),
+    ] = None,
+    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="How long the next root is good for.")] = 3650,
+    new_commit_key: Annotated[
+        bool, typer.Option("--new-commit-key", help="A new key for versions; what the old one signed still verifies.")
+    ] = False,
+    new_head_key: Annotated[
+        bool, typer.Option("--new-head-key", help="A new key for heads; the old one is out at once.")
+    ] = False,
+    distrust: Annotated[
+        list[str] | None,
+        typer.Option("--distrust", metavar="KEYID", help="An old commit key that leaked: what it signed no longer verifies."),
+    ] = None,
+) -> None:
+    """Make the next trust root, in the registry's key folder: a later expiry, and new keys where they are wanted.
+
+    The registry takes it within seconds, without a restart; clients ask for it when a signature is not by a key that they know.
+    """
+    import time  # noqa: PLC0415
+
+    from heliograph.keys.next_root import Wanted, make_next  # noqa: PLC0415
+
+    expires_at_us = int((time.time() + days * 86400) * 1e6)
+    wanted = Wanted(expires_at_us, new_commit_key, new_head_key, tuple(distrust or ()))
+    root = make_next(keys, root_key or keys / "root.pem", wanted)
+    told = {
+        "number": root.number,
+        "expires_at": root.expires_at,
+        "commit": root.roles.commit.keyids[0],
+        "head": root.roles.head.keyids[0],
+    }
+    session.tell(told, lambda: show.facts(list(told.items())))
 
 
 # --- the services -----------------------------------------------------------------------------------------------------------------

@@ -75,13 +75,22 @@ def migrate(
     database: Annotated[
         str | None, typer.Option("--database-url", envvar="HELIOGRAPH_DATABASE_URL", help="As a role that may create roles.")
     ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            envvar="HELIOGRAPH_SHARDS",
+            min=1,
+            max=256,
+            help="Of the versions stream, for a database that is made now; stays as it is from then on. 16 by default.",
+        ),
+    ] = None,
 ) -> None:
     """Bring the database up to date. Once per release, before its services start."""
     if not database:
         raise typer.BadParameter("where? set HELIOGRAPH_DATABASE_URL or --database-url")
     import asyncio  # noqa: PLC0415  # slower to load than most commands to run
 
-    applied = asyncio.run(_import("heliograph.runtime.migrate").migrate(database))
+    applied = asyncio.run(_import("heliograph.runtime.migrate").migrate(database, shards=shards))
     session.tell({"applied": applied}, lambda: show.done(f"applied {', '.join(applied)}" if applied else "up to date"))
 
 

@@ -15,6 +15,8 @@ from heliograph.core.frames import Answer, Fingerprint, State
 from heliograph.core.records import Cursor, Signed
 
 SHARDS = 16
+"""Of the receipts stream; and of the versions stream, unless an installation was made with another number."""
+MAX_SHARDS = 256
 MOST_SHARDED = 65_536
 """Keys whose shard is remembered: more than a node has connections by default, some 15 MB when all are there."""
 MAX_EVENT_TEXT = 256 * 1024

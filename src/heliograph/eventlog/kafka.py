@@ -20,10 +20,11 @@ import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
-from heliograph.core.errors import Corrupt, Unavailable
+from heliograph.core.errors import Corrupt, InvalidRequest, Unavailable
 from heliograph.core.events import SHARDS
 from heliograph.eventlog.ports import Gap, Marks, NewRecord, Reader, Record, Stream
 from heliograph.runtime.clock import now_us
+from heliograph.runtime.retry import until_available
 
 log = structlog.get_logger()
 
@@ -75,20 +76,29 @@ def topic_name(prefix: str, stream: Stream) -> str:
 
 
 def create_topics(
-    bootstrap: str, prefix: str, options: Options, *, replicas: int = 1, config: Mapping[str, str] | None = None
+    bootstrap: str,
+    prefix: str,
+    options: Options,
+    *,
+    shards: int = SHARDS,
+    replicas: int = 1,
+    config: Mapping[str, str] | None = None,
 ) -> None:
-    """Makes what is missing and waits until every partition has a leader. Blocks; call it in a thread. Raises Unavailable."""
+    """Makes what is missing and waits until every partition has a leader. ``shards``: of the versions stream. Blocks; call it in a thread.
+
+    Raises Unavailable, InvalidRequest when a topic is there that has another number of partitions.
+    """
     admin = _admin(bootstrap, options)
     try:
         present = admin.list_topics(timeout=CALL_S).topics
-        names = [topic_name(prefix, stream) for stream in (Stream.VERSIONS, Stream.RECEIPTS)]
+        names = {topic_name(prefix, Stream.VERSIONS): shards, topic_name(prefix, Stream.RECEIPTS): SHARDS}
         settings = TOPIC | ({"min.insync.replicas": "2"} if replicas > 2 else {}) | dict(config or {})
-        wanted = [NewTopic(name, SHARDS, replicas, config=settings) for name in names if name not in present]
+        wanted = [NewTopic(name, count, replicas, config=settings) for name, count in names.items() if name not in present]
         if wanted:
             for made in admin.create_topics(wanted).values():
                 _ignoring_present(lambda made=made: made.result(CALL_S))  # type: ignore[misc]
-        for name in names:
-            _await_leaders(admin, name)
+        for name, count in names.items():
+            _await_leaders(admin, name, count)
     except KafkaException as error:
         raise Unavailable(f"Kafka: {_said(error)}", retry_after=1) from None
 
@@ -101,27 +111,40 @@ def _ignoring_present(call: Callable[[], object]) -> None:
             raise
 
 
-def _await_leaders(admin: AdminClient, name: str) -> None:
+def _await_leaders(admin: AdminClient, name: str, count: int) -> None:
     """Created is not yet led, and a leader that is named does not yet know that it leads: asked for its offsets, it does."""
     until = time.monotonic() + LEADERS_S
     while time.monotonic() < until:
         with suppress(KafkaException):
             partitions = admin.list_topics(name, timeout=CALL_S).topics[name].partitions  # and so the client knows them, too
-            if len(partitions) >= SHARDS and all(each.leader >= 0 for each in partitions.values()):
-                _offsets(admin, name, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+            if len(partitions) > count:
+                raise InvalidRequest(
+                    f"Kafka: {name} has {len(partitions)} partitions, and the log has {count} shards, one each; it belongs to another "
+                    "installation: set another HELIOGRAPH_KAFKA_PREFIX"
+                )
+            if len(partitions) == count and all(each.leader >= 0 for each in partitions.values()):
+                _offsets(admin, name, count, OffsetSpec.latest())  # type: ignore[no-untyped-call]
                 return
         threading.Event().wait(0.05)
-    raise Unavailable(f"Kafka: the partitions of {name} have no leaders", retry_after=1)
+    raise Unavailable(f"Kafka: {name} has not {count} partitions with leaders", retry_after=1)
 
 
 def _admin(bootstrap: str, options: Options) -> AdminClient:
     return AdminClient({"bootstrap.servers": bootstrap, **_CONNECTION, **options})
 
 
-def _offsets(admin: AdminClient, topic: str, which: OffsetSpec) -> Marks:
+def _partitions(admin: AdminClient, topic: str) -> int:
+    """One for each shard. Raises Unavailable."""
+    found = len(admin.list_topics(topic, timeout=CALL_S).topics[topic].partitions)
+    if not found:
+        raise Unavailable(f"Kafka: there is no topic {topic} yet; the relay makes it", retry_after=1)
+    return found
+
+
+def _offsets(admin: AdminClient, topic: str, count: int, which: OffsetSpec) -> Marks:
     """Of every shard, in one request to each broker."""
     asked = admin.list_offsets(
-        dict.fromkeys((TopicPartition(topic, shard) for shard in range(SHARDS)), which), request_timeout=CALL_S
+        dict.fromkeys((TopicPartition(topic, shard) for shard in range(count)), which), request_timeout=CALL_S
     )
     return {partition.partition: found.result(CALL_S).offset for partition, found in asked.items()}
 
@@ -162,11 +185,19 @@ class KafkaReader:
         return await self._marks(OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
     async def _marks(self, which: OffsetSpec) -> Marks:
-        return await _in_thread(lambda: _offsets(_admin(self._bootstrap, self._given), self._topic, which))
+        def ask() -> Marks:
+            admin = _admin(self._bootstrap, self._given)
+            return _offsets(admin, self._topic, _partitions(admin, self._topic), which)
+
+        return await _in_thread(ask)
+
+    async def _shards(self) -> int:
+        return await _in_thread(lambda: _partitions(_admin(self._bootstrap, self._given), self._topic))
 
     async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
+        shards = range(await until_available(self._shards))
         pump = _Pump(
-            self._options, [TopicPartition(self._topic, shard, after.get(shard, OFFSET_BEGINNING)) for shard in range(SHARDS)]
+            self._options, [TopicPartition(self._topic, shard, after.get(shard, OFFSET_BEGINNING)) for shard in shards]
         )
         self._pumps.append(pump)
         order = _Order(self._stream, after)

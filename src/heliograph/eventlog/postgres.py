@@ -10,10 +10,9 @@ import asyncpg
 import structlog
 
 from heliograph.core.errors import Unavailable
-from heliograph.core.events import SHARDS
 from heliograph.eventlog.ports import Gap, Marks, NewRecord, Record, Stream
 from heliograph.eventlog.wake import EVENT_CHANNEL, RECEIPT_CHANNEL, Bell, heard
-from heliograph.runtime.postgres import Pool, listen, open_pool, translating
+from heliograph.runtime.postgres import Connection, Pool, listen, open_pool, translating
 from heliograph.runtime.retry import attempts
 
 log = structlog.get_logger()
@@ -33,6 +32,12 @@ cross join lateral (
   from eventlog.{table} where shard = c.shard and position > c.after order by position limit {batch}
 ) e
 """
+
+
+async def shards_of(source: Pool | Connection, table: str = "event") -> int:
+    """How many shards the stream in this table has. Raises Unavailable."""
+    with translating():
+        return int(await source.fetchval(f"select count(*) from eventlog.{table}_shard"))
 
 
 class PostgresReader:
@@ -69,11 +74,12 @@ class PostgresReader:
         listening = asyncio.create_task(
             listen(self._url, _CHANNEL[self._stream], wake.set, application_name=f"heliograph {self._stream} reader")
         )
-        at = {shard: after.get(shard, 0) for shard in range(SHARDS)}
+        at: Marks = {}
         try:
             with heard(_CHANNEL[self._stream], wake.set):
                 async for _ in attempts(cap_s=1.0):  # an outage begins here again, at the marks reached
                     with suppress(Unavailable):
+                        at = at or {shard: after.get(shard, 0) for shard in range(await shards_of(self._pool, self._table))}
                         async for batch in self._batches(at, wake):
                             yield batch
                     if self._closed:

@@ -1,5 +1,8 @@
 """Signing keys as files: root, commit, head; Ed25519, PKCS#8, mode 0600 in a folder of mode 0700.
 
+A commit or head key that came later has the number of the trust root that brought it in its name: ``commit.2.pem``. The first key that a role lists
+is the one that signs; the others are there for what they signed before.
+
 Made at the first start only. A history whose keys are gone is never given new ones: clients would rightly refuse them. The root key is needed only to
 sign the next root statement; its file may be moved offline, its public half stays in the statement.
 """
@@ -43,7 +46,7 @@ class LocalSigner:
         if now_us() >= self._expires_at_us:
             expired = to_text(self._expires_at_us)
             raise Unavailable(
-                f"the trust root expired at {expired}, so nothing can be signed: put a new {STATEMENT} in the key folder"
+                f"the trust root expired at {expired}, so nothing can be signed: make the next one ({STATEMENT}) with heliograph trust next"
             )
         return self.sign_now(message)
 
@@ -78,7 +81,7 @@ class LocalKeys:
         root = msgspec.json.decode(statement.payload, type=Root)
         expires_at_us = to_us(root.expires_at)
         commit, head = (
-            _open(folder / f"{name}.pem", role, expires_at_us)
+            _open(folder, name, role, expires_at_us)
             for name, role in (("commit", root.roles.commit), ("head", root.roles.head))
         )
         anchor = anchor_of(base64.b64decode(root.keys[root.roles.root.keyids[0]]))
@@ -90,10 +93,15 @@ def _create(folder: Path, now_us: int) -> None:
     folder.chmod(0o700)
     signers = {}
     for name in NAMES:
-        key = Ed25519PrivateKey.generate()
-        write_private(folder / f"{name}.pem", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        signers[name] = LocalSigner(key)
+        signers[name] = new_signer(folder / f"{name}.pem")
     write_private(folder / STATEMENT, msgspec.json.encode(_statement(signers, now_us)))
+
+
+def new_signer(path: Path) -> LocalSigner:
+    """A new key, on disk when it returns."""
+    key = Ed25519PrivateKey.generate()
+    write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return LocalSigner(key)
 
 
 def _statement(signers: dict[str, LocalSigner], now_us: int) -> Signed:
@@ -103,21 +111,39 @@ def _statement(signers: dict[str, LocalSigner], now_us: int) -> Signed:
         roles=Roles(**{name: Role((signers[name].keyid,), 1) for name in NAMES}),
         expires_at=to_text(now_us + ROOT_LIFE_US),
     )
+    return sign_root(root, signers["root"])
+
+
+def sign_root(root: Root, signer: LocalSigner) -> Signed:
     payload = canonical(msgspec.to_builtins(root))
-    return dsse.attach(payload, [(signers["root"].keyid, signers["root"].sign_now(dsse.pae(ROOT_TYPE, payload)))])
+    return dsse.attach(payload, [(signer.keyid, signer.sign_now(dsse.pae(ROOT_TYPE, payload)))])
 
 
-def _open(path: Path, role: Role, expires_at_us: int) -> LocalSigner:
-    if not path.exists():
+def _open(folder: Path, name: str, role: Role, expires_at_us: int) -> LocalSigner:
+    """The file of the key that signs."""
+    paths = sorted(folder.glob(f"{name}*.pem"))
+    if not paths:
+        path = folder / f"{name}.pem"
         raise Corrupt(f"the key file {path} is missing: restore it from the backup; clients would refuse a new one")
-    _refuse_open(path, 0o600)
-    key = load_pem_private_key(path.read_bytes(), password=None)
+    for path in paths:
+        signer = open_signer(path, expires_at_us)
+        if signer.keyid == role.keyids[0]:
+            return signer
+    raise Corrupt(f"{paths[-1]} is not the key that the root statement names")
+
+
+def open_signer(path: Path, expires_at_us: int = 2**62) -> LocalSigner:
+    """Raises Corrupt, InvalidRequest when others may read it or it is not there."""
+    try:
+        _refuse_open(path, 0o600)
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise InvalidRequest(f"the key file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError):
+        raise Corrupt(f"{path} is not a private key without a password") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise Corrupt(f"{path} is not an Ed25519 key")
-    signer = LocalSigner(key, expires_at_us)
-    if signer.keyid not in role.keyids:
-        raise Corrupt(f"{path} is not the key that the root statement names")
-    return signer
+    return LocalSigner(key, expires_at_us)
 
 
 def _refuse_open(path: Path, wanted: int) -> None:

@@ -17,6 +17,7 @@ import asyncpg
 import structlog
 
 from heliograph.core.errors import Corrupt, InvalidRequest, TimedOut
+from heliograph.core.events import MAX_SHARDS
 from heliograph.runtime.postgres import Connection, connect, disconnect, translating
 from heliograph.runtime.retry import attempts
 
@@ -46,12 +47,16 @@ def packaged() -> list[Migration]:
     return [Migration(each.name.removesuffix(".sql"), each.read_text()) for each in files]
 
 
-async def migrate(url: str, migrations: list[Migration] | None = None) -> list[str]:
+async def migrate(url: str, migrations: list[Migration] | None = None, *, shards: int | None = None) -> list[str]:
     """Brings the database at `url` (as a role that may create roles and schemas) up to date; returns the names it applied.
+
+    ``shards``: of the versions stream, for a database that is made now; None: as it has, or 16.
 
     Raises Corrupt for an edited or failing file or a database that is ahead, InvalidRequest for a server that is too old or a role that may
     not do this, TimedOut when another migration does not end, Unavailable.
     """
+    if shards is not None and not 1 <= shards <= MAX_SHARDS:
+        raise InvalidRequest(f"HELIOGRAPH_SHARDS is from 1 to {MAX_SHARDS}")
     wanted = await asyncio.to_thread(packaged) if migrations is None else migrations
     connection = await connect(url, "heliograph migrate", lock_timeout="5s")
     try:
@@ -59,7 +64,7 @@ async def migrate(url: str, migrations: list[Migration] | None = None) -> list[s
             raise InvalidRequest(f"PostgreSQL {OLDEST_SERVER} or newer is needed")
         with translating():
             await _lock(connection)
-            return await _apply(connection, wanted)
+            return await _apply(connection, wanted, shards)
     finally:
         await disconnect(connection)  # the lock goes with the session, also after a crash
 
@@ -75,7 +80,7 @@ async def _lock(connection: Connection) -> None:
         raise TimedOut("another migration holds the lock and does not end") from None
 
 
-async def _apply(connection: Connection, migrations: list[Migration]) -> list[str]:
+async def _apply(connection: Connection, migrations: list[Migration], shards: int | None) -> list[str]:
     try:
         await connection.execute(
             "create table if not exists public.schema_migration "
@@ -85,9 +90,22 @@ async def _apply(connection: Connection, migrations: list[Migration]) -> list[st
     except asyncpg.InsufficientPrivilegeError as error:
         raise InvalidRequest(f"migrations need the database's owner: {error.args[0]}") from None
     missing = _missing({row["name"]: row["checksum"] for row in rows}, migrations)
+    if shards is not None and not rows:
+        await connection.execute("select set_config('heliograph.shards', $1, false)", str(shards))
     for each in missing:
         await _run(connection, each)
+    if shards is not None:
+        refuse_other_shards(shards, await connection.fetchval("select count(*) from eventlog.event_shard"))
     return [each.name for each in missing]
+
+
+def refuse_other_shards(wanted: int | None, found: int) -> None:
+    """``wanted`` None: whatever there is. Raises InvalidRequest."""
+    if wanted is not None and wanted != found:
+        raise InvalidRequest(
+            f"HELIOGRAPH_SHARDS is {wanted}, but this database was made with {found}: an environment's shard is part of the log, so the number "
+            f"stays; set it to {found}, or leave it out"
+        )
 
 
 def _missing(done: dict[str, str], migrations: list[Migration]) -> list[Migration]:

@@ -27,6 +27,7 @@ from heliograph.services.ledger.settings import LedgerSettings
 MAX_WAIT_S: Final = 30.0
 MAX_PAGE: Final = 500
 MAX_CONFIGS: Final = 100
+MAX_NAMES: Final = 5_000
 
 Number = Annotated[int, Path(ge=1, le=MAX_INT)]
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
@@ -62,6 +63,7 @@ class Api:
         router.get("/drift/{namespace}/{environment}")(self.drift)
         router.get("/internal/propagations/{namespace}/{environment}/{number}", include_in_schema=False)(self.wait)
         router.get("/internal/declared/{namespace}/{environment}", include_in_schema=False)(self.declared)
+        router.get("/internal/declared-names/{namespace}/{environment}", include_in_schema=False)(self.declared_names)
         app.include_router(router)
 
     async def propagation(self, request: Request, namespace: str, environment: str, number: Number) -> Json:
@@ -170,6 +172,12 @@ class Api:
         address = await self._permitted(request, Action.INTERNAL, namespace, environment)
         rows = await self.tables.declared(address, [names.config(each) for each in config])
         return Json({"items": [views.DeclaredView(**row) for row in rows], "all": len(rows) < MAX_SCHEMAS})
+
+    async def declared_names(self, request: Request, namespace: str, environment: str) -> Json:
+        """The configs for which live instances declare a schema, and whether these are all."""
+        address = await self._permitted(request, Action.INTERNAL, namespace, environment)
+        found = await self.tables.declared_names(address, MAX_NAMES + 1)
+        return Json({"items": found[:MAX_NAMES], "all": len(found) <= MAX_NAMES})
 
     async def _permitted(self, request: Request, action: Action, namespace: str, environment: str) -> Address:
         principal = await self.authenticator.principal(bearer_token(request))

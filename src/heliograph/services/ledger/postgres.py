@@ -331,6 +331,10 @@ class Tables:
         """Schemas that live instances declare for these configs, those of most instances first."""
         return await self._fetch("declared", *address, configs, MAX_SCHEMAS, MAX_SAMPLE)
 
+    async def declared_names(self, address: Address, limit: int) -> list[str]:
+        """Configs for which live instances declare a schema."""
+        return [row["config"] for row in await self._fetch("declared_names", *address, limit)]
+
     async def count_behind(self, patience_us: int) -> int:
         return cast("int", (await self._fetch("drift_count", patience_us))[0]["count"])
 

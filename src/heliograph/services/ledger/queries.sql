@@ -46,6 +46,14 @@ select c.config, d.body as schema, count(distinct s.instance) as instances,
  where not coalesce(n.lost, false)
  group by c.config, d.digest, d.body order by c.config, instances desc, d.digest limit $4;
 
+-- name: declared_names
+-- Configs of an environment for which live subscriptions declare a schema.
+select distinct config from ledger.subscription s
+  left join ledger.node n using (node)
+  cross join lateral jsonb_object_keys(s.declares) config
+ where s.namespace = $1 and s.environment = $2 and s.until_us is null and s.declares <> '{}' and not coalesce(n.lost, false)
+ order by config limit $3;
+
 -- name: forget_schemas
 select ledger.forget_schemas(to_timestamp($1::bigint / 1e6));
 

@@ -12,11 +12,14 @@ from fastapi import FastAPI
 
 from heliograph.access.store import TokenStore
 from heliograph.core.errors import InvalidRequest, Unavailable
+from heliograph.eventlog.postgres import shards_of
 from heliograph.eventlog.wake import Bell
+from heliograph.keys.live import LiveKeys
 from heliograph.keys.local import LocalKeys
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.leaving import Leave
+from heliograph.runtime.migrate import refuse_other_shards
 from heliograph.runtime.postgres import Pool, open_pool
 from heliograph.services.registry.answers import Endpoints
 from heliograph.services.registry.api.context import Context
@@ -73,9 +76,9 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
         url = settings.database_url.get_secret_value()
         pool = await open_pool(url, "heliograph registry", size=settings.database_pool, timeout_s=settings.database_timeout_s)
         opened.push_async_callback(pool.close)
-        store = Store(pool, timeout_s=settings.database_timeout_s + 5)
+        store = Store(pool, timeout_s=settings.database_timeout_s + 5, shards=await _shards(settings, pool))
         keys = await _keys(settings, store)
-        tokens = TokenStore(pool, keys.anchor)
+        tokens = TokenStore(pool, keys.now.anchor)
         await _first_start(settings, tokens)
         validation = Validation(processes=settings.validation_processes, limit_s=settings.validation_s)
         opened.push_async_callback(validation.close)
@@ -84,12 +87,14 @@ async def serve(settings: RegistrySettings, *, ready: asyncio.Event, stop: async
         opened.push_async_callback(propagations.close)
         bell = Bell(pool)
         upkeep, context = wire(settings, pool, store, keys, tokens, validation, propagations, bell, metrics)
+        opened.push_async_callback(context.evolution.close)
         app = make_app("registry", metrics=metrics, readiness=readiness, large=LARGE)
         add_routes(app, context)
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(bell.run(), name="registry bell"),
                 tasks.create_task(upkeep.run(), name="registry upkeep"),
+                tasks.create_task(keys.follow(upkeep.renew_all), name="registry keys"),
                 tasks.create_task(Eraser(context.erasure, url, metrics).run(), name="registry erasing"),
                 tasks.create_task(context.forgetting.run(), name="registry forgetting"),
                 tasks.create_task(loop_lag.run(metrics, stop), name="registry loop lag"),
@@ -105,7 +110,7 @@ def wire(
     settings: RegistrySettings,
     pool: Pool,
     store: Store,
-    keys: LocalKeys,
+    keys: LiveKeys,
     tokens: TokenStore,
     validation: Validation,
     propagations: Propagations,
@@ -113,7 +118,7 @@ def wire(
     metrics: Metrics,
 ) -> tuple[Upkeep, Context]:
     objects = Objects(store, node_bytes=settings.node_cache_bytes, text_bytes=settings.text_cache_bytes)
-    metrics.trust_expires_at_seconds.set(keys.expires_at_us / 1e6)
+    metrics.trust_expires_at_seconds.set(keys.now.expires_at_us / 1e6)
     head_life_us = int(settings.head_life_s * 1e6)
     commits = Commits(store, objects, Signers(keys.commit, keys.head), bell, metrics, head_life_us=head_life_us)
     configs = Configs(store, objects)
@@ -121,7 +126,7 @@ def wire(
     evolution = Evolution(store, objects, validation, Declarations(propagations.client))
     publish = Publish(commits, objects, validation, evolution, three_way, Rebase(store, configs), metrics)
     renewal = Renewal(store, commits, bell, head_life_us=head_life_us)
-    lookback, erasure = Lookback(pool, timeout_s=store.timeout_s), Erasure(pool, timeout_s=store.timeout_s)
+    lookback, erasure = Lookback(pool, timeout_s=store.timeout_s), Erasure(pool, timeout_s=store.timeout_s, shards=store.shards)
 
     def forget(digests: Collection[bytes]) -> None:
         objects.forget(digests)
@@ -151,19 +156,26 @@ def wire(
         token_desk=TokenDesk(store, tokens, bell),
         propagations=propagations,
         metrics=metrics,
-        trust=keys.statement,
+        keys=keys,
         endpoints=_endpoints(settings),
         wait_max_s=settings.wait_max_s,
     )
-    return Upkeep(settings, pool, store, renewal, metrics), context
+    return Upkeep(settings, pool, store, renewal, keys, metrics), context
 
 
-async def _keys(settings: RegistrySettings, store: Store) -> LocalKeys:
+async def _shards(settings: RegistrySettings, pool: Pool) -> int:
     try:
-        exists = await store.history_exists()
+        found = await shards_of(pool)
     except asyncpg.UndefinedTableError:
         raise Unavailable("the database has no Heliograph tables yet: run heliograph migrate") from None
-    return await asyncio.to_thread(LocalKeys.open_or_create, settings.data_dir / "keys", history_exists=exists, now_us=now_us())
+    refuse_other_shards(settings.shards, found)
+    return found
+
+
+async def _keys(settings: RegistrySettings, store: Store) -> LiveKeys:
+    exists = await store.history_exists()
+    folder = settings.data_dir / "keys"
+    return LiveKeys(folder, await asyncio.to_thread(LocalKeys.open_or_create, folder, history_exists=exists, now_us=now_us()))
 
 
 async def _first_start(settings: RegistrySettings, tokens: TokenStore) -> None:

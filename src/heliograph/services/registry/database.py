@@ -7,20 +7,27 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from heliograph.core.events import SHARDS, shard_of
 from heliograph.runtime.postgres import Connection, Pool, translating
+from heliograph.services.registry.heads import Place
 from heliograph.services.registry.statements import SQL
 
 
 class Database:
-    """``timeout_s``: bound of one statement together with the wait for a free connection."""
+    """``timeout_s``: bound of one statement together with the wait for a free connection. ``shards``: that the versions stream has."""
 
-    def __init__(self, pool: Pool, *, timeout_s: float = 20.0) -> None:
+    def __init__(self, pool: Pool, *, timeout_s: float = 20.0, shards: int = SHARDS) -> None:
         self._pool = pool
+        self.shards = shards
         self._timeout_s = timeout_s
 
     @property
     def timeout_s(self) -> float:
         return self._timeout_s
+
+    def shard(self, place: Place) -> int:
+        """Where an environment's events go."""
+        return shard_of(place.namespace, place.environment, shards=self.shards)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

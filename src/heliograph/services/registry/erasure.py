@@ -124,8 +124,8 @@ class Erasure(Database):
         trace: str | None,
     ) -> Deletion:
         """``whole``: with the namespace. One transaction."""
-        ordered = sorted(farewells, key=lambda each: each.place.shard)
-        names, shards = [each.place.environment for each in ordered], [each.place.shard for each in ordered]
+        ordered = sorted(farewells, key=lambda each: self.shard(each.place))
+        names, shards = [each.place.environment for each in ordered], [self.shard(each.place) for each in ordered]
         events = [each.event for each in ordered]
         row = await self._row("delete_environments", namespace, names, whole, shards, events, by, at, erase_at, trace)
         return cast("Deletion", row[0])

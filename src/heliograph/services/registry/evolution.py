@@ -83,6 +83,10 @@ class Evolution:
             1 << 20
         )  # declared schemas: clients are not trusted to declare good ones
 
+    async def close(self) -> None:
+        """Ends what is being asked."""
+        await self._declarations.close()
+
     # --- policies -----------------------------------------------------------------------------------------------------------------
 
     async def policy(self, place: Place) -> Policy:
@@ -113,7 +117,10 @@ class Evolution:
 
     async def guard(self, place: Place, changes: Sequence[Change]) -> None:
         """Before the commit, on top of the head. Raises Incompatible where the policy refuses."""
-        if await self._policy(place) != "refuse":
+        policy = await self._policy(place)
+        if policy == "warn" and any(change.document for change in changes):
+            self._declarations.expect(place)  # answered while the version is committed
+        if policy != "refuse":
             return
         report = await self._report("refuse", place, changes)
         if not report.compatible:
@@ -142,15 +149,16 @@ class Evolution:
     async def _report(self, policy: Which, place: Place, changes: Sequence[Change]) -> Compatibility:
         findings = Findings()
         try:
-            await self._look(findings, place, changes)
+            await self._look(findings, place, changes, lately=policy == "warn")
         except (Unavailable, Corrupt, NotFound) as error:
             findings.unchecked.append(f"not everything could be looked at: {error.title.lower()}")
         return findings.report(policy)
 
-    async def _look(self, findings: Findings, place: Place, changes: Sequence[Change]) -> None:
+    async def _look(self, findings: Findings, place: Place, changes: Sequence[Change], *, lately: bool = False) -> None:
+        """``lately``: what was declared a moment ago will do."""
         try:
             async with asyncio.timeout(LOOK_S):
-                await self._instances(findings, place, changes)
+                await self._instances(findings, place, changes, lately=lately)
                 await self._downstream(findings, place, changes)
         except TimeoutError:
             findings.unchecked.append(f"looking took longer than {LOOK_S:g} s; the rest was not looked at")
@@ -212,15 +220,20 @@ class Evolution:
 
     # --- instances ----------------------------------------------------------------------------------------------------------------
 
-    async def _instances(self, findings: Findings, place: Place, changes: Sequence[Change]) -> None:
+    async def _instances(self, findings: Findings, place: Place, changes: Sequence[Change], *, lately: bool) -> None:
         """New documents against the types that connected applications bind them to."""
         changed = {str(change.name): change.document for change in changes if change.document}
         if not changed:
             return
-        if len(changed) > MAX_CONFIGS:
-            findings.unchecked.append(f"only {MAX_CONFIGS} of {len(changed)} configs were compared with what instances declare")
         try:
-            declared, complete = await self._declarations.of(place, list(changed)[:MAX_CONFIGS])
+            wanted = await self._declarations.concerned(place, changed) if lately else list(changed)
+            if not wanted:
+                return
+            if len(wanted) > MAX_CONFIGS:
+                findings.unchecked.append(
+                    f"only {MAX_CONFIGS} of {len(wanted)} configs were compared with what instances declare"
+                )
+            declared, complete = await self._declarations.of(place, wanted[:MAX_CONFIGS])
         except Unavailable as error:
             findings.unchecked.append(error.detail)
             return

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import msgspec
 
 from heliograph.core.digest import Digest, spell
-from heliograph.core.events import shard_of
 from heliograph.core.names import Environment, Namespace
 from heliograph.core.records import Signature, Signed
 
@@ -23,10 +22,6 @@ class Place:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.environment}"
-
-    @property
-    def shard(self) -> int:
-        return shard_of(self.namespace, self.environment)
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,9 @@ class Purges:
     async def _shards(self, namespace: Namespace) -> list[int]:
         """Where events of the namespace's environments go; that of the namespace itself when it has none."""
         environments = [environment for environment, _, _ in await self._erasure.roots(namespace)]
-        return sorted({shard_of(namespace, each) for each in environments}) or [shard_of(namespace)]
+        return sorted({self._store.shard(Place(namespace, each)) for each in environments}) or [
+            shard_of(namespace, shards=self._store.shards)
+        ]
 
 
 def _names_one(leaf: Leaf, digests: frozenset[str]) -> bool:

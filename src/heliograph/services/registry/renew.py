@@ -15,6 +15,7 @@ from heliograph.core.records import Head, Signed
 from heliograph.core.times import to_text
 from heliograph.eventlog import dead_letters
 from heliograph.eventlog.wake import Bell
+from heliograph.keys.live import LiveKeys
 from heliograph.runtime import retry
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.postgres import Connection, Pool, translating
@@ -94,11 +95,14 @@ def _renewed(base: HeadRow, signed: Signed, times_us: tuple[int, int]) -> HeadRo
 
 
 class Upkeep:
-    def __init__(self, settings: RegistrySettings, pool: Pool, store: Store, renewal: Renewal, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: RegistrySettings, pool: Pool, store: Store, renewal: Renewal, keys: LiveKeys, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._pool = pool
         self._store = store
         self._renewal = renewal
+        self._keys = keys
         self._metrics = metrics
         self._tick_s = min(TICK_S, settings.head_renew_s / 10)
 
@@ -135,15 +139,25 @@ class Upkeep:
         with translating():
             return bool(await connection.fetchval(SQL["lead_upkeep"], timeout=5))
 
+    async def renew_all(self) -> None:
+        """After another key has come: what the one before signed, nobody may believe any more. What fails here is due soon enough anyway."""
+        self._metrics.trust_expires_at_seconds.set(self._keys.now.expires_at_us / 1e6)
+        try:
+            await self._renew_issued_before(now_us())
+        except (HeliographError, asyncpg.PostgresError) as error:
+            log.warning("upkeep_interrupted", error=type(error).__name__)
+
     async def _renew_due(self) -> None:
-        due_us = now_us() - int((self._settings.head_renew_s - self._tick_s) * 1e6)
+        await self._renew_issued_before(now_us() - int((self._settings.head_renew_s - self._tick_s) * 1e6))
+        oldest = await self._store.oldest_head_us()
+        self._metrics.head_age_seconds.set(0 if oldest is None else (now_us() - oldest) / 1e6)
+
+    async def _renew_issued_before(self, due_us: int) -> None:
         renewed = 1
         while renewed and (due := await self._store.heads_to_renew(due_us, BATCH)):
             renewed = 0
             for place, base in due:
                 renewed += await self._renewed(place, base)
-        oldest = await self._store.oldest_head_us()
-        self._metrics.head_age_seconds.set(0 if oldest is None else (now_us() - oldest) / 1e6)
 
     async def _renewed(self, place: Place, base: HeadRow) -> bool:
         """A head that cannot be read costs its own environment its freshness, and no other."""

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from heliograph.core.events import MAX_SHARDS
 from heliograph.runtime.settings import DatabaseSettings
 
 
@@ -47,6 +48,13 @@ class RegistrySettings(DatabaseSettings):
         30 * 86400.0,
         gt=0,
         description="seconds a dead letter is kept after it was told again or discarded; one that waits stays",
+    )
+    # authors of one shard share its lock row, which is held through the disk's sync: about 500 commits a second each
+    shards: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_SHARDS,
+        description="shards that the database must have been made with (`heliograph migrate --shards`); unset: any number",
     )
     event_keep_days: int = Field(7, ge=1, description="days that events and receipts stay in PostgreSQL's log")
     kafka_bootstrap: str = Field("", description="set when the log is Kafka: events are then kept until they are relayed")

@@ -206,10 +206,11 @@ class Store(Database):
     async def commit(self, commit: Commit, *, within: Connection | None = None) -> tuple[Swapped, Answered | None]:
         """One round trip; see the function in the migration. ``within``: in that transaction."""
         try:
+            arguments = _arguments(commit, self.shard(commit.draft.place))
             if lineage := commit.draft.content.lineage:
-                row = await self._row("commit_with_lineage", *_arguments(commit), *lineage, within=within)
+                row = await self._row("commit_with_lineage", *arguments, *lineage, within=within)
             else:
-                row = await self._row("commit", *_arguments(commit), within=within)
+                row = await self._row("commit", *arguments, within=within)
         except asyncpg.RestrictViolationError as error:
             if "purged" not in str(error):
                 raise
@@ -239,7 +240,7 @@ class Store(Database):
         """False: the head has moved. ``times_us``: issued, expires. ``within``: in that transaction."""
         values = (
             *(place.namespace, place.environment, base.version, base.issued_at_us, *times_us),
-            *(head.payload, signatures_text(head), place.shard, event),
+            *(head.payload, signatures_text(head), self.shard(place), event),
         )
         return bool(await self._value("renew", within, *values))
 
@@ -361,7 +362,7 @@ class Store(Database):
         return int((await self._row("drop_partitions", keep_days, relayed))[0])
 
 
-def _arguments(commit: Commit) -> tuple[Any, ...]:
+def _arguments(commit: Commit, shard: int) -> tuple[Any, ...]:
     """In the order of the function's parameters."""
     made, keyed = commit.draft, commit.keyed
     objects = objects_of(made)
@@ -384,7 +385,7 @@ def _arguments(commit: Commit) -> tuple[Any, ...]:
         *(made.message.digest if made.message else None, names, made.content.configs),
         *(commit.record.payload, signatures_text(commit.record)),
         *(made.head.safe, *made.head_times_us, commit.head.payload, signatures_text(commit.head)),
-        *(commit.received_at_us, commit.trace, made.place.shard, commit.event),
+        *(commit.received_at_us, commit.trace, shard, commit.event),
         *(commit.actor, commit.action, msgspec.json.encode(detail).decode()),
         *(keyed.principal if keyed else None, keyed.key if keyed else None),
         *((keyed.answered.request, keyed.answered.status, keyed.answered.body) if keyed else (None, None, None)),

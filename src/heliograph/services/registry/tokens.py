@@ -10,7 +10,7 @@ import msgspec
 
 from heliograph.access.principal import ANY, Scope
 from heliograph.access.store import TokenRecord, TokenStore
-from heliograph.core.events import SHARDS, RevokedEvent, shard_of
+from heliograph.core.events import RevokedEvent, shard_of
 from heliograph.core.token import TokenKind
 from heliograph.eventlog.wake import Bell
 from heliograph.services.registry.store import Store
@@ -40,17 +40,17 @@ class TokenDesk:
             record = await self._tokens.revoke(connection, token, by=by)
             permitted(record)
             await self._store.note(None, None, by, "token.revoke", _detail(record), within=connection)
-            for shard in shards_of(record.scopes):  # ascending, as everybody does who takes more than one
+            for shard in shards_of(record.scopes, self._store.shards):  # ascending, as everybody does who takes more than one
                 await self._store.append_event(connection, shard, KEY, body, trace)
         self._bell.ring()
         return record
 
 
-def shards_of(scopes: tuple[Scope, ...]) -> list[int]:
+def shards_of(scopes: tuple[Scope, ...], shards: int) -> list[int]:
     """Where events of a token's environments go; all of them when it reaches any environment."""
     if any(ANY in (scope.namespace, scope.environment) for scope in scopes):
-        return list(range(SHARDS))
-    return sorted({shard_of(scope.namespace, scope.environment) for scope in scopes})
+        return list(range(shards))
+    return sorted({shard_of(scope.namespace, scope.environment, shards=shards) for scope in scopes})
 
 
 def _detail(record: TokenRecord) -> dict[str, object]:

@@ -7,6 +7,7 @@ that is away is waited for. A PostgreSQL session that is lost, or a producer tha
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import asyncpg
 import structlog
@@ -14,10 +15,11 @@ import structlog
 from heliograph.core.errors import InvalidRequest, Unavailable
 from heliograph.eventlog.kafka import KafkaProducer, KafkaReader, Options, create_topics
 from heliograph.eventlog.ports import Stream
+from heliograph.eventlog.postgres import shards_of
 from heliograph.eventlog.wake import EVENT_CHANNEL
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.leaving import Leave
-from heliograph.runtime.postgres import Connection, listen, translating
+from heliograph.runtime.postgres import Connection, connect, disconnect, listen, translating
 from heliograph.runtime.retry import until_available
 from heliograph.services.relay.copy import Copier
 from heliograph.services.relay.lead import Checkpoints, leading, versions_topic
@@ -75,10 +77,11 @@ async def _relay(settings: RelaySettings, metrics: Metrics, readiness: Readiness
     options: Options = dict(settings.kafka_options)
     url, topic = settings.database_url.get_secret_value(), versions_topic(settings.kafka_prefix)
 
+    shards = await until_available(lambda: _shards(url))
+
     async def topics() -> None:
-        await asyncio.to_thread(
-            create_topics, settings.kafka_bootstrap, settings.kafka_prefix, options, replicas=settings.kafka_replicas
-        )
+        make = partial(create_topics, settings.kafka_bootstrap, settings.kafka_prefix, options)
+        await asyncio.to_thread(make, shards=shards, replicas=settings.kafka_replicas)
 
     await until_available(topics)
     producer = KafkaProducer(settings.kafka_bootstrap, options)
@@ -95,7 +98,7 @@ async def _relay(settings: RelaySettings, metrics: Metrics, readiness: Readiness
             topic_id = await until_available(
                 KafkaReader(settings.kafka_bootstrap, settings.kafka_prefix, Stream.VERSIONS, options).identity
             )
-            places = await until_available(lambda: asyncio.to_thread(tails, settings.kafka_bootstrap, topic, options))
+            places = await until_available(lambda: asyncio.to_thread(tails, settings.kafka_bootstrap, topic, shards, options))
             checkpoints = Checkpoints(connection, topic_id)
             kept = await checkpoints.load()
             start = await shared(connection, {shard: max(place, kept.get(shard, (0, 0))) for shard, place in places.items()})
@@ -114,6 +117,17 @@ async def _relay(settings: RelaySettings, metrics: Metrics, readiness: Readiness
     finally:
         metrics.relay_leading.set(0)
         await producer.close()
+
+
+async def _shards(url: str) -> int:
+    """Raises Unavailable."""
+    connection = await connect(url, "heliograph relay")
+    try:
+        return await shards_of(connection)
+    except asyncpg.UndefinedTableError:
+        raise Unavailable("the database has no Heliograph tables yet: run heliograph migrate") from None
+    finally:
+        await disconnect(connection)
 
 
 async def _copy(

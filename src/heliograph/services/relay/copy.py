@@ -16,7 +16,6 @@ from typing import Any
 import structlog
 
 from heliograph.core.errors import Corrupt, Unavailable
-from heliograph.core.events import SHARDS
 from heliograph.eventlog.kafka import KafkaProducer
 from heliograph.runtime.postgres import Connection, translating
 from heliograph.services.relay.lead import Checkpoints
@@ -51,7 +50,7 @@ class Copier:
         self._topic = topic
         self._settings = settings
         self._metrics = metrics
-        self._sent = {shard: start.get(shard, (0, 0)) for shard in range(SHARDS)}
+        self._sent = dict(start)
         self.acknowledged = dict(self._sent)
         self._moved_at = dict.fromkeys(self._sent, time.monotonic())  # acknowledged, or begun to wait
         self.wake = asyncio.Event()

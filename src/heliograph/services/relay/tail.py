@@ -7,7 +7,6 @@ from typing import Final, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from heliograph.core.errors import Unavailable
-from heliograph.core.events import SHARDS
 from heliograph.eventlog.kafka import CONSUMER, Options
 from heliograph.runtime.postgres import Connection, translating
 
@@ -25,7 +24,7 @@ from unnest($1::int[], $2::int[], $3::bigint[]) t (shard, timeline, position) jo
 """
 
 
-def tails(bootstrap: str, topic: str, options: Options) -> dict[int, Place]:
+def tails(bootstrap: str, topic: str, shards: int, options: Options) -> dict[int, Place]:
     """The largest (timeline, position) among the last records of each partition; (0, 0) where there is none. Blocks. Raises Unavailable.
 
     The largest, and not the last: a relay that had lost its lead may have appended older ones. The last offsets may hold no record at all
@@ -35,19 +34,19 @@ def tails(bootstrap: str, topic: str, options: Options) -> dict[int, Place]:
         {"bootstrap.servers": bootstrap, **CONSUMER, **options, "enable.partition.eof": True, "fetch.wait.max.ms": 5}
     )
     try:
-        return _tails(consumer, topic)
+        return _tails(consumer, topic, shards)
     except KafkaException as error:
         raise Unavailable(f"Kafka: {error}", retry_after=1) from None
     finally:
         consumer.close()
 
 
-def _tails(consumer: Consumer, topic: str) -> dict[int, Place]:
+def _tails(consumer: Consumer, topic: str, shards: int) -> dict[int, Place]:
     marks = {
         shard: consumer.get_watermark_offsets(TopicPartition(topic, shard), timeout=CALL_S, cached=False)
-        for shard in range(SHARDS)
+        for shard in range(shards)
     }
-    found: dict[int, Place] = dict.fromkeys(range(SHARDS), (0, 0))
+    found: dict[int, Place] = dict.fromkeys(range(shards), (0, 0))
     open_ = {shard for shard, (low, high) in marks.items() if high > low}
     back = FIRST_LOOK
     while open_:

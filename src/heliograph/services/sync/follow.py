@@ -20,6 +20,7 @@ import structlog
 from heliograph.core.delta import Entry, read_leaf
 from heliograph.core.errors import HeliographError, NotFound, Unavailable
 from heliograph.core.events import (
+    SHARDS,
     ChangedConfig,
     DeletedEvent,
     FromRegistry,
@@ -91,6 +92,7 @@ class Follower:
         self._metrics = metrics
         self._letters = letters
         self._revoked = revoked
+        self._shards = SHARDS
         self._mending: dict[tuple[str, str], Mend] = {}
         self._moved: dict[Environment, None] = {}  # by the batch in hand
         hub.look_for = self._seek
@@ -98,6 +100,7 @@ class Follower:
     async def load(self) -> Marks:
         """Everything there is; the marks to follow from. Waits for a registry and a log that are away."""
         marks = await until_available(self._reader.end)
+        self._shards = len(marks)
         await until_available(self._load_all)
         return marks
 
@@ -228,9 +231,12 @@ class Follower:
     def _mend_shard(self, shard: int) -> None:
         """Records of this shard are missing: read all its environments again, and look for new ones."""
         for environment in list(self._hub.environments()):
-            if shard_of(environment.namespace, environment.environment) == shard:
+            if self._shard(environment.namespace, environment.environment) == shard:
                 self._mend(environment.namespace, environment.environment, None)
         self._start(("", str(shard)), Mend(None), lambda _: self._find_new(shard))
+
+    def _shard(self, namespace: str, environment: str) -> int:
+        return shard_of(namespace, environment, shards=self._shards)
 
     def _seek(self, namespace: str, environment: str) -> None:
         """Somebody asks for an environment that is not here."""
@@ -303,7 +309,7 @@ class Follower:
     async def _find_new(self, shard: int) -> None:
         async for each in self._registry.heads():
             known = self._hub.room(each.namespace, each.environment)
-            if known is None and shard_of(each.namespace, each.environment) == shard:
+            if known is None and self._shard(each.namespace, each.environment) == shard:
                 self._mend(each.namespace, each.environment, None)
 
     async def _load_all(self) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from heliograph.core.errors import HeliographError
-from heliograph.core.events import FromSync, shard_of
+from heliograph.core.events import SHARDS, FromSync, shard_of
 from heliograph.eventlog.ports import Appender, NewRecord
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.retry import delay
@@ -45,7 +45,7 @@ class Outbox:
         if durable is not None and len(self._waiting) > MAX_WAITING:
             return False
         trace = getattr(event, "trace", None)
-        self._waiting.append((NewRecord(shard_of(key), key, _encode(event), trace), durable))
+        self._waiting.append((NewRecord(shard_of(key, shards=SHARDS), key, _encode(event), trace), durable))
         self._metrics.receipts_waiting.set(len(self._waiting))
         self._work.set()
         return True

@@ -11,8 +11,8 @@ from heliograph.access.principal import Principal
 from heliograph.access.store import TokenStore
 from heliograph.core import names
 from heliograph.core.errors import Unauthenticated
-from heliograph.core.records import Signed
 from heliograph.core.which import which
+from heliograph.keys.live import LiveKeys
 from heliograph.runtime.http import bearer_token
 from heliograph.runtime.postgres import Pool
 from heliograph.services.registry.answers import Endpoints
@@ -64,7 +64,7 @@ class Context:
     token_desk: TokenDesk
     propagations: Propagations
     metrics: Metrics
-    trust: Signed
+    keys: LiveKeys
     endpoints: Endpoints
     wait_max_s: float
 
