@@ -60,7 +60,7 @@ def page() -> str:
 
 def described_sync() -> Json:
     """The router needs nothing to be described."""
-    return _described(sync_router(*[None] * len(inspect.signature(sync_router).parameters)))  # type: ignore[arg-type]
+    return _described(sync_router(**dict.fromkeys(inspect.signature(sync_router).parameters)))  # type: ignore[arg-type]
 
 
 def described_ledger() -> Json:

@@ -54,6 +54,7 @@ async def secured(database, free_port, tmp_path, authority: Authority, monkeypat
             tls_cert_file=certificate,
             tls_key_file=key,
             stall_s=1,
+            slow_bytes_per_s=10_000_000,
         ),
     )
     await registering.start()
