@@ -94,7 +94,7 @@ async def said(event: str):
 
 
 async def test_a_place_that_cannot_be_filled_takes_no_connections_until_it_can(node):
-    """Its socket is shut, so that the kernel gives everybody to the other; the worker that starts at last opens it again."""
+    """Its socket is replaced by one that does not listen, so that the kernel gives everybody to the other, until a worker starts at last."""
     before = await node.both()
     broken = node.make("broken", 1)
     async with said("worker_died") as logs:

@@ -17,7 +17,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -131,11 +131,9 @@ class Slot:
         return failures
 
     def _shut(self) -> None:
-        """Nobody will take what waits here soon: let the kernel send new connections to the others. The next worker listens again."""
+        """Nobody will take what waits here soon: sockets that do not listen yet, so that the kernel sends new connections to the others."""
         if not self._borrowed:
-            for _, each in self._sockets:
-                with suppress(OSError):  # was not listening yet
-                    each.shutdown(socket.SHUT_RD)
+            self._sockets = [(name, _anew(each)) for name, each in self._sockets]
 
     def close(self) -> None:
         for _, each in self._sockets:
@@ -317,3 +315,10 @@ class Workers:
         for each in living:
             each.tell(signal.SIGTERM)
         await self.end(*living)
+
+
+def _anew(door: socket.socket) -> socket.socket:
+    """Another one at the same address; closes this one. (One that was shut and listens again gives connections that are at their end.)"""
+    host, port = door.getsockname()[:2]
+    with door:
+        return listening("", host, port, reuse_port=True)
