@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
-START_S = 120
+START_S = 240
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ async def _by_environments(options: Options) -> None:
     clients = options.size(10_000)
     figures = []
     async with world() as made:
-        for count in (1, 10, 1_000 if clients >= 1_000 else clients // 10):
+        for count in sorted({1, 10, min(1_000, max(1, clients // 10))}):
             names = [f"of-{count}-{i}" for i in range(count)]
             for name in names:
                 await made.environment(name, configs=1)
