@@ -322,6 +322,15 @@ class Wire:
         if len(self.down) > self._capacity and not self.connection.paused_us:
             self.node.hub.paused(self.connection)
 
+    def ping(self) -> None:
+        """Nothing that a client's session is shown."""
+
+    def queued(self) -> int:
+        return sum(len(each) for each in self.down if isinstance(each, bytes))
+
+    def charge(self, size: int) -> None:
+        """Allowances are the socket's affair."""
+
     def close(self, code: int, reason: str) -> None:
         del reason
         if self.open:
