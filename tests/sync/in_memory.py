@@ -26,7 +26,16 @@ from heliograph.client._session import Session as ClientSession
 from heliograph.client._state import Update
 from heliograph.core import delta, frames
 from heliograph.core.errors import Invalid, NotFound, Unavailable
-from heliograph.core.events import ChangedConfig, DeletedEvent, FromRegistry, HeadEvent, PurgeEvent, VersionEvent, shard_of
+from heliograph.core.events import (
+    SHARDS,
+    ChangedConfig,
+    DeletedEvent,
+    FromRegistry,
+    HeadEvent,
+    PurgeEvent,
+    VersionEvent,
+    shard_of,
+)
 from heliograph.core.proof import covering
 from heliograph.core.records import Cursor, Signed
 from heliograph.core.replica import Candidate, Replica
@@ -208,7 +217,7 @@ class Tail:
 
     async def end(self) -> Marks:
         self.at = len(self._region.log)
-        return {}
+        return dict.fromkeys(range(SHARDS), self.at)
 
     earliest = end
 

@@ -33,6 +33,7 @@ from heliograph.client._receipts import Receipts
 from heliograph.core.replica import Replica
 from heliograph.runtime import problems
 from heliograph.services.sync import hub
+from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.receipts import Outbox
 
@@ -145,7 +146,8 @@ class Delivery(RuleBasedStateMachine):
         going = self.nodes[node]
 
         async def drain() -> None:
-            await going.hub.drain(1.0)
+            await Drain(going.hub, per_s=1000, within_s=1.0).run()
+            await going.hub.end()
 
         task = self.loop.create_task(drain())
         self.loop.turn(2)
