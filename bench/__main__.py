@@ -32,6 +32,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reps", type=int, default=7, help="sync: interleaved pairs of a row")
     parser.add_argument("--sdks", type=int, default=20, help="real SDK processes")
     parser.add_argument("--publishes", type=int, default=200)
+    parser.add_argument(
+        "--nice", type=int, default=0, help="propagation: niceness of the servers; clients that share their cores have 0"
+    )
     parser.add_argument("--gap", type=float, default=1.0, help="mean seconds between publishes")
     parser.add_argument("--configs", type=int, default=100_000, help="scale: configs in one environment")
     parser.add_argument(
@@ -49,9 +52,8 @@ def measure_sync(options: argparse.Namespace) -> None:
     print(text)
     if options.dry:
         return
-    if rows != list(sync.ROWS):
-        raise SystemExit("some rows only: docs/benchmarks.md is left as it is")
-    report.replace_section("sync engine", "make bench-sync", text)
+    chosen = "" if rows == list(sync.ROWS) else f" {' '.join(rows)}"
+    report.replace_section("sync engine", f"make bench-sync ARGS='--reps {options.reps}{chosen}'", text)
 
 
 async def propagation(options: argparse.Namespace) -> list[Result]:
@@ -60,7 +62,7 @@ async def propagation(options: argparse.Namespace) -> list[Result]:
     results = []
     for name in chosen:
         with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
-            async with shapes[name](Path(folder)) as stack:
+            async with shapes[name](Path(folder), nice=options.nice) as stack:
                 result = await measure(
                     stack,
                     Path(folder),
@@ -72,6 +74,12 @@ async def propagation(options: argparse.Namespace) -> list[Result]:
         results.append(result)
         print(f"\n## {name}\n\n{report.propagation_section(result)}\n", flush=True)
     return results
+
+
+def _command(options: argparse.Namespace, stack: str) -> str:
+    nice = f" --nice {options.nice}" if options.nice else ""
+    chosen = f"--stack {stack} --clients {options.clients or 1000} --sdks {options.sdks} --gap {options.gap}{nice}"
+    return f"make bench ARGS='propagation {chosen}'"
 
 
 async def receipt_rates(options: argparse.Namespace) -> list[receipts.Result]:
@@ -96,8 +104,9 @@ def main() -> None:
         results = asyncio.run(propagation(options))
         if not options.dry:
             for result in results:
-                command = f"make bench ARGS='propagation --stack {result.stack} --clients {options.clients or 1000} --sdks {options.sdks}'"
-                report.replace_section(f"propagation {result.stack}", command, report.propagation_section(result))
+                report.replace_section(
+                    f"propagation {result.stack}", _command(options, result.stack), report.propagation_section(result)
+                )
             report.plot(results, report.PAGE.parent / "propagation.svg")
     if options.what in ("all", "commit"):
         text = asyncio.run(commit_cost.measure())

@@ -65,7 +65,7 @@ async def measure(shards: list[int]) -> str:
 async def _installation(shards: int, done: list[Case]) -> None:
     print(f"{shards} shards: starting", flush=True)
     with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
-        async with servers(Path(folder), HELIOGRAPH_SHARDS=str(shards)) as stack, _api(stack) as api:
+        async with servers(Path(folder), settings={"HELIOGRAPH_SHARDS": str(shards)}) as stack, _api(stack) as api:
             (await api.post("/v1/namespaces", json={"name": NAMESPACE})).raise_for_status()
             for case in _cases(shards):
                 done.append(case)  # what it has counts, should the time be over

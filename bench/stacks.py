@@ -49,19 +49,26 @@ def _ports() -> dict[str, str]:
     return {f"HELIOGRAPH_{name}_PORT": str(port) for name, port in zip(names, free_ports(5), strict=True)}
 
 
+def _niced(nice: int) -> list[str]:
+    return ["nice", "-n", str(nice)] if nice else []
+
+
 @asynccontextmanager
-async def embedded(folder: Path) -> AsyncIterator[Stack]:
-    """Every service in one process on the embedded PostgreSQL."""
+async def embedded(folder: Path, *, nice: int = 0) -> AsyncIterator[Stack]:
+    """Every service in one process on the embedded PostgreSQL. `nice`: of all its processes; below 0 if we may."""
     env = os.environ | _ports() | {"HELIOGRAPH_DATA_DIR": str(folder / "data")}
-    async with _running("embedded", [sys.executable, "-m", "heliograph.cli", "dev"], env, folder, "data/tokens") as stack:
+    command = [*_niced(nice), sys.executable, "-m", "heliograph.cli", "dev"]
+    async with _running("embedded", command, env, folder, "data/tokens") as stack:
         yield stack
 
 
 @asynccontextmanager
 async def servers(
-    folder: Path, *, kafka: bool = True, sync: Sequence[str] = (), settings: Mapping[str, str] | None = None
+    folder: Path, *, kafka: bool = True, sync: Sequence[str] = (), settings: Mapping[str, str] | None = None, nice: int = 0
 ) -> AsyncIterator[Stack]:
-    """PostgreSQL, Kafka, and each service as its own process. `sync`: more arguments of `heliograph serve sync`; `settings`: variables for all."""
+    """PostgreSQL, Kafka, and each service as its own process. `sync`: more arguments of `heliograph serve sync`; `settings`: variables for all.
+
+    `nice`: of all these processes; below 0 if we may."""
     postgres_port, kafka_port = free_ports(2)
     env = (
         os.environ
@@ -76,7 +83,7 @@ async def servers(
         }
         | (settings or {})
     )
-    command = ["bash", str(ROOT / "deploy/stack.sh"), "up"]
+    command = [*_niced(nice), "bash", str(ROOT / "deploy/stack.sh"), "up"]
     async with _running("servers", command, env, folder, "stack/data/tokens") as stack:
         yield replace(stack, services=await _services(folder / "stack/pids"))
 
