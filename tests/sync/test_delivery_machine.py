@@ -355,13 +355,17 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "SLICE_US", 0)
 
 
+EXAMPLES = 25
+"""Half a minute of them; `make soak` plays for longer."""
+
+
 def play(examples: int, **more: Any) -> None:
     run_state_machine_as_test(Delivery, settings=settings(max_examples=examples, stateful_step_count=50, deadline=None, **more))
 
 
 @pytest.mark.timeout(900)  # some ten seconds of work, on a machine that may be busy
 def test_every_version_once_and_in_order() -> None:
-    play(settings.default.max_examples)
+    play(EXAMPLES)
 
 
 @pytest.mark.slow
