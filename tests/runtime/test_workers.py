@@ -23,9 +23,11 @@ import asyncio, os, signal, sys
 from pathlib import Path
 from starlette.responses import PlainTextResponse
 from heliograph.runtime.http_server import serve_http
-from heliograph.runtime.place import notify, own_place
+from heliograph.runtime.leaving import Leave
+from heliograph.runtime.notify import Starter
+from heliograph.runtime.place import own_place
 
-place = own_place()
+place, starter = own_place(), Starter.told_by(os.environ, os.getpid())
 broken, deaf = (Path(sys.argv[1]) / f"{how}-{place.number}" for how in ("broken", "deaf"))
 if broken.exists():
     sys.exit(int(broken.read_text()))
@@ -36,7 +38,8 @@ async def app(scope, receive, send):
 async def main():
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: deaf.exists() or stop.set())
-    await serve_http(app, "name.invalid", 1, stop=stop, drain_s=1, name="sync-http", on_started=lambda: notify("READY=1"))
+    ready = lambda: starter.tell(f"READY=1\\nMAINPID={os.getpid()}")
+    await serve_http(app, "name.invalid", 1, stop=stop, leave=Leave(drain_s=1), name="sync-http", on_started=ready)
 
 asyncio.run(main())
 """
