@@ -22,6 +22,7 @@ from heliograph.runtime.problems import CLOSE_CODES
 from heliograph.services.sync import api, handshake
 from heliograph.services.sync.fragments import Fragments, Violation, whole
 from heliograph.services.sync.session import Close, Send, Session, Subscriber
+from heliograph.services.sync.tickets import Tickets
 
 ANCHOR = spell(b"\1" * 32)
 TOKEN = token.mint("client", "0" * 30, ANCHOR)
@@ -91,6 +92,9 @@ def pieces(data: bytes) -> None:
     assert told[-1] == one
 
 
+TICKETS = Tickets("service")
+
+
 def requests(data: bytes) -> None:
     """An upgrade request that the library understood gives a token or a refusal that can be sent."""
     try:
@@ -98,7 +102,7 @@ def requests(data: bytes) -> None:
     except (RuntimeError, UnicodeDecodeError):  # the library answers by itself
         return
     try:
-        token.parse(handshake.token_of(request))
+        token.parse(handshake.token_of(request, lambda ticket: TICKETS.redeem(ticket, 0)))
     except HeliographError as error:
         answer = handshake.refused(error).response.to_bytes()
         assert answer.startswith(b"HTTP/1.1 4")

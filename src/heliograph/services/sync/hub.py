@@ -269,7 +269,7 @@ class Hub:
         meanwhile."""
         if self.draining:
             return
-        if is_ahead(have, environment.cursor):
+        if is_beyond(have, environment.cursor):
             have = environment.cursor  # served by a node that has seen more: what comes next here may be it
         if environment.cursor == have:
             self.admit()
@@ -944,6 +944,11 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("fan_out_failed", exc_info=error)
+
+
+def is_beyond(have: Cursor, head: Cursor) -> bool:
+    """Further along than this node. At the same place with another id it is of another history, which a snapshot tells."""
+    return (have.epoch, have.number) > (head.epoch, head.number)
 
 
 def is_ahead(have: Cursor | None, head: Cursor) -> bool:

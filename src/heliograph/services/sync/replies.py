@@ -14,7 +14,7 @@ from heliograph.core.errors import NotReady
 from heliograph.core.names import View
 from heliograph.core.records import HEAD_TYPE, Cursor
 from heliograph.services.sync.environment import Environment
-from heliograph.services.sync.hub import is_ahead
+from heliograph.services.sync.hub import is_beyond
 
 BUNDLE_AGE_S: Final = 5
 HEAD_AGE_S: Final = 1
@@ -58,7 +58,7 @@ def bundle(environment: Environment, view: View) -> Reply:
 
 def frame(environment: Environment, view: View, have: Cursor) -> Reply:
     """The frame that the stream would send to a client at `have`. Raises NotReady for one that was served by a node that is ahead of this one."""
-    if is_ahead(have, environment.cursor):
+    if is_beyond(have, environment.cursor):
         raise NotReady(f"version {have.number} is not here yet", retry_after=1)
     if environment.cursor == have:
         return _json(environment.current(SUBSCRIPTION), _NO_STORE)
