@@ -138,7 +138,11 @@ async def test_a_replay_of_a_quarantined_environment_that_fails_again_says_so(wo
     async with world.client() as client:
         await client.until(3)
         assert client.configs == {"banner": {"text": "b"}}
-    assert await metric(world, "heliograph_quarantined_environments") == 0
+
+    async def mended():
+        return await metric(world, "heliograph_quarantined_environments") == 0
+
+    await until(mended)
     assert [each["state"] for each in await letters(sql)] == ["replayed"]
 
 
