@@ -21,6 +21,7 @@ from heliograph.core import history, names, trie
 from heliograph.core.digest import spell, unspell
 from heliograph.core.records import Signed, Version
 from heliograph.eventlog.wake import Bell
+from heliograph.keys.live import LiveKeys
 from heliograph.keys.local import LocalKeys
 from heliograph.runtime.clock import now_us
 from heliograph.services.registry import commit
@@ -408,12 +409,19 @@ async def test_warm_commit_is_one_round_trip(settings: Any) -> None:
             asyncpg.create_pool(settings.database_url.get_secret_value(), min_size=1, max_size=1, init=watch, reset=_nothing)
         )
         store = Store(pool)
-        keys = await asyncio.to_thread(
-            LocalKeys.open_or_create, settings.data_dir / "keys", history_exists=False, now_us=now_us()
+        folder = settings.data_dir / "keys"
+        keys = LiveKeys(
+            folder, await asyncio.to_thread(LocalKeys.open_or_create, folder, history_exists=False, now_us=now_us())
         )
         validation = Validation()
         opened.push_async_callback(validation.close)
-        parts = (TokenStore(pool, keys.anchor), validation, Propagations.at("http://127.0.0.1:9", ""), Bell(pool), Metrics())
+        parts = (
+            TokenStore(pool, keys.now.anchor),
+            validation,
+            Propagations.at("http://127.0.0.1:9", ""),
+            Bell(pool),
+            Metrics(),
+        )
         _, registry = wire(settings, pool, store, keys, *parts)
         place = Place(names.namespace("shop"), names.environment("production"))
         order = Order(place, "tok_1", "test", now_us())
