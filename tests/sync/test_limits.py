@@ -266,6 +266,19 @@ async def test_a_flood_of_resyncs_is_answered_once_in_a_while():
             assert node.value("resyncs_total", cause="asked") <= 10
 
 
+async def test_what_a_flood_of_resyncs_is_answered_counts_as_its_own():
+    """A view that goes in one piece would be sent each time: its bytes spend the allowance of who asks, and then he is not read."""
+    async with running(bytes_per_s=4_000, frames_per_s=10_000) as node:
+        node.publish(**{f"c{number}": {"text": "x" * 1000} for number in range(40)})
+        async with node.open() as raw:
+            await raw.until(frames.SnapshotFrame)
+            raw.write(frame(0x1, msgspec.json.encode(frames.Resync(subscription=1))) * 500)
+            await node.until(lambda: node.value("clients_throttled_total") >= 1)
+            await node.serves()
+            assert 1 <= node.value("resyncs_total", cause="asked") <= 5
+            assert node.value("slow_consumers") == 0
+
+
 async def test_a_resync_asked_for_again_and_again_behind_a_full_socket_is_owed_once():
     async with running() as node:
         node.publish(**{f"c{number}": {"text": "x" * 1000} for number in range(2000)})

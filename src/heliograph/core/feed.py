@@ -11,23 +11,13 @@ from collections.abc import Iterable
 
 from heliograph.core.events import FromSync
 from heliograph.core.frames import (
-    AdvanceFrame,
     ClientFrame,
-    Current,
-    DeltaFrame,
-    Drain,
-    ErrorFrame,
-    HeadFrame,
+    FromServer,
     Heartbeat,
-    HeartbeatAck,
     Hello,
-    Ping,
-    ReceiptAck,
     Renew,
     Resync,
     ServerFrame,
-    SnapshotFrame,
-    Welcome,
 )
 from heliograph.core.records import Cursor
 
@@ -78,21 +68,7 @@ class Purged(ServerFrame, frozen=True, kw_only=True, tag="purged"):
     namespace: str
 
 
-ToEdge = (
-    Welcome
-    | SnapshotFrame
-    | DeltaFrame
-    | AdvanceFrame
-    | Current
-    | HeadFrame
-    | ReceiptAck
-    | Ping
-    | HeartbeatAck
-    | Drain
-    | ErrorFrame
-    | Revoked
-    | Purged
-)
+ToEdge = FromServer | Revoked | Purged
 
 # --- questions ------------------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from heliograph.access.permissions import Action, permits
-from heliograph.access.principal import Principal
+from heliograph.access.principal import Authenticator, Principal
 from heliograph.core import frames, names
 from heliograph.core.errors import HeliographError
 from heliograph.core.names import View
@@ -39,9 +39,7 @@ Counted = tuple[Counter, Histogram, Counter]
 _KINDS: Final = {"bundles": BUNDLES, "heads": HEADS}
 
 
-class Knows(Protocol):
-    async def principal(self, token: str) -> Principal: ...
-
+class Knows(Authenticator, Protocol):
     def known(self, token: str) -> Principal | None:
         """Without asking anybody; None: it has to be asked for."""
         ...
