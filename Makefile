@@ -31,7 +31,7 @@ stack: $(RUN)  ## Each service as its own process on a real PostgreSQL and a rea
 .PHONY: test check lint types imports soak fuzz bench bench-sync reference docs setup servers lock clean help
 test: setup  ## Install what the tests need, then run everything but `make soak` (ARGS=… goes to pytest)
 	@$(MAKE) --no-print-directory check
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m 'not slow' $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 4 -m 'not slow' $(ARGS)
 
 check: lint types imports  ## Formatting, lint, types, import contracts
 

@@ -30,7 +30,7 @@ class Process:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(START_S):
-                while (await loop.sock_recv(notices, 100)).decode() != word:
+                while word not in (await loop.sock_recv(notices, 100)).decode().splitlines():
                     pass
         except TimeoutError:
             raise AssertionError(f"{self.name} does not say {word}:\n{self.tail()}") from None
