@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -70,7 +69,8 @@ class Connection:
         self._retry = retry
         self._backoff = Backoff(random, first_s=retry.first_s, cap_s=retry.cap_s)
         self._polling_backoff = Backoff(random, first_s=retry.first_s, cap_s=retry.cap_s)
-        self._kick = asyncio.Event()
+        self._due = asyncio.Event()
+        self._alarm: tuple[int, asyncio.TimerHandle] | None = None  # steady microseconds
         self._session: Session | None = None
 
     async def run(self) -> None:
@@ -160,7 +160,7 @@ class Connection:
         for effect in session.take(frame, Moment.now()):
             self._apply(effect)
             self._note(effect)
-        self._kick.set()
+        self._wake_for(session)
         self._progress()
 
     def _note(self, effect: Effect) -> None:
@@ -171,24 +171,43 @@ class Connection:
 
     async def _send_due(self, link: Link, session: Session) -> None:
         """Returns when it is time to leave; raises Unavailable when the server has gone silent."""
-        while True:
-            self._kick.clear()
-            now = Moment.now()
-            if due := session.due(now):
-                await link.send(due)
-            if session.leaving(now):
-                return
-            if session.silent(now):
-                raise Unavailable("nothing was heard from the server for several heartbeats")
-            wake_us = session.wake_us()
-            pause = None if wake_us is None else max(0.0, (wake_us - Moment.now().steady_us) / 1e6)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._kick.wait()
+        try:
+            while True:
+                self._due.clear()
+                now = Moment.now()
+                if due := session.due(now):
+                    await link.send(due)
+                if session.leaving(now):
+                    return
+                if session.silent(now):
+                    raise Unavailable("nothing was heard from the server for several heartbeats")
+                self._wake_for(session)
+                await self._due.wait()
+        finally:
+            self._disarm()
+
+    def _wake_for(self, session: Session) -> None:
+        """Wakes `_send_due` when the session next has something to say, and not for every frame: most are answered later, at a random moment."""
+        wake_us = session.wake_us()
+        if wake_us is None:
+            return
+        if self._alarm is None or wake_us < self._alarm[0]:
+            self._disarm()
+            pause = max(0.0, (wake_us - Moment.now().steady_us) / 1e6)
+            self._alarm = wake_us, asyncio.get_running_loop().call_later(pause, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._due.set()
+
+    def _disarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm[1].cancel()
+            self._alarm = None
 
     def hurry(self) -> None:
         """Something is due earlier than it was."""
-        self._kick.set()
+        self._due.set()
 
     def _left(self) -> None:
         self.transport = "disk"

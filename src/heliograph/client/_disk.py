@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Final
 
 from heliograph.core.errors import Corrupt
 
-SETTLE_S: Final = 1.0  # a storm of versions costs one write a second, not one a version
+SETTLE_S: Final = 2.0
+"""On average, up to half more or less: a storm of versions costs one write in that time, not one a version, and the many clients of a machine, who
+all got the version in the same moment, do not sync its disk in the same moment too."""
 _MAGIC: Final = b"heliograph-copy/1 "
 _log = logging.getLogger("heliograph")
 
@@ -92,7 +95,7 @@ class DiskWriter:
         """Until cancelled; then call `flush` for what is left."""
         while True:
             await self._wanted.wait()
-            await asyncio.sleep(self._settle_s)
+            await asyncio.sleep(self._settle_s * random.uniform(0.5, 1.5))  # noqa: S311
             await self.flush()
 
     async def flush(self) -> None:

@@ -224,8 +224,10 @@ class Replica:
         leaves = {name: None if each.leaf is None else raw_digest("leaf", each.leaf.encode()) for name, each in told.items()}
         before = base.trie if base else None
         after = proof.advance(before, self.view, leaves, proof.from_text(frame.proof), unspell(head.root))
-        new = _read(told, base.entries if base else {}, dict(proof.differing(before, after, self.view)))
-        held, ran = self._held, self._held.trie if self._held else None
+        found = dict(proof.differing(before, after, self.view))
+        new = _read(told, base.entries if base else {}, found)
+        held = self._held
+        changed = found if base is held else dict(proof.differing(held.trie if held else None, after, self.view))
         return Candidate(
             held=Held(
                 head=head,
@@ -236,7 +238,7 @@ class Replica:
                 entries=new,
             ),
             after=held,
-            changed=frozenset(name for name, _ in proof.differing(ran, after, self.view)),
+            changed=frozenset(changed),
             restarted=restarted,
         )
 

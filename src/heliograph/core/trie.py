@@ -166,7 +166,9 @@ def diff(a: Node | None, b: Node | None, folder: str = "") -> Iterator[tuple[str
         return
     if isinstance(a, Branch) and isinstance(b, Branch):
         for slot in a.children.keys() | b.children.keys():
-            yield from diff(a.children.get(slot), b.children.get(slot), folder)
+            was, now = a.children.get(slot), b.children.get(slot)
+            if was is not now:
+                yield from diff(was, now, folder)
         return
     old, new = dict(entries(a)), dict(entries(b))
     for segment in old.keys() | new.keys():
