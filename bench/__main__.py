@@ -50,13 +50,10 @@ def arguments() -> argparse.Namespace:
 
 
 def measure_sync(options: argparse.Namespace) -> None:
-    rows = options.rows or list(sync.ROWS)
-    text = sync.run(rows, Options(options.reps, options.clients))
-    print(text)
-    if options.dry:
-        return
-    chosen = "" if rows == list(sync.ROWS) else f" {' '.join(rows)}"
-    report.replace_section("sync engine", f"make bench-sync ARGS='--reps {options.reps}{chosen}'", text)
+    for row, text in sync.run(options.rows or list(sync.ROWS), Options(options.reps, options.clients)):
+        print(f"\n{text}", flush=True)
+        if not options.dry:
+            report.replace_section(f"sync {row}", f"make bench-sync ARGS='{row} --reps {options.reps}'", text)
 
 
 async def propagation(options: argparse.Namespace) -> list[Result]:

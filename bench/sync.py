@@ -1,4 +1,4 @@
-"""`python -m bench sync [ROW…]`: the sync engine beside a C loop and beside others of its kind; writes the section of docs/benchmarks.md.
+"""`python -m bench sync [ROW…]`: the sync engine beside a C loop and beside others of its kind; writes the rows' sections of docs/benchmarks.md.
 
 A row that cannot be measured says why, and the others go on.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import httpx
 
@@ -38,16 +38,14 @@ ROWS: dict[str, Row] = {
 }
 
 
-def run(names: Sequence[str], options: Options) -> str:
-    """The section's text."""
+def run(names: Sequence[str], options: Options) -> Iterator[tuple[str, str]]:
+    """The rows' sections, each as soon as it is measured."""
     rivals.install()
     began = time.monotonic()
-    lines: list[Line] = []
     for number, name in enumerate(names, 1):
         say(f"row {name} ({number} of {len(names)}, {time.monotonic() - began:.0f} s so far)")
-        lines += asyncio.run(_row(name, options))
-        say("\n".join(map(str, lines[-8:])))
-    return _section(lines, options, time.monotonic() - began)
+        mine = Options(options.reps, options.clients)
+        yield name, _section(asyncio.run(_row(name, mine)), mine)
 
 
 async def _row(name: str, options: Options) -> list[Line]:
@@ -61,18 +59,12 @@ async def _row(name: str, options: Options) -> list[Line]:
         return [Line(name, "", f"not measured: {type(error).__name__}: {str(error)[:200]}")]
 
 
-def _section(lines: Sequence[Line], options: Options, seconds: float) -> str:
-    missed = sum(each.met is False for each in lines)
-    unmeasured = sum(each.figure.startswith("not measured") for each in lines)
-    head = (
-        f"{report.machine()}. {options.reps} interleaved pairs a row, {seconds / 60:.0f} minutes in all. **{missed} of "
-        f"{sum(each.met is not None for each in lines)} goals are missed{f', {unmeasured} rows were not measured' if unmeasured else ''}.**"
-    )
+def _section(lines: Sequence[Line], options: Options) -> str:
     return "\n".join(
         [
-            head,
+            f"{options.reps} interleaved pairs. {report.machine()}.",
             "",
-            "| row | goal | figure (medians) | ratio (95 % interval) | result |",
+            "| what | goal | figure (medians) | ratio (95 % interval) | result |",
             "|---|---|---|---|---|",
             *map(str, lines),
             "",
