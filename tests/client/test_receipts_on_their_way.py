@@ -131,11 +131,11 @@ def test_what_did_not_verify_is_told_to_nobody_else(receipts: Receipts) -> None:
     assert len(receipts) == 0
 
 
-def test_a_restarted_history_ends_the_receipts_of_older_epochs(receipts: Receipts) -> None:
-    receipts.add(answered(5), now_us=0, jitter_us=0)
-    receipts.add(answered(6, subscription=2), now_us=0, jitter_us=0)
-    receipts.drop_before(1, 2)
-    assert [waiting.answered.subscription for waiting in receipts._queue] == [2]
+def test_a_restarted_history_ends_the_receipts_of_what_it_lost_and_no_others(receipts: Receipts) -> None:
+    for number, subscription in ((4, 1), (5, 1), (6, 1), (6, 2)):
+        receipts.add(answered(number, subscription=subscription), now_us=0, jitter_us=0)
+    receipts.drop_lost(1, epoch=2, number=5)
+    assert [(each.answered.subscription, each.answered.cursor.number) for each in receipts._queue] == [(1, 4), (2, 6)]
 
 
 @given(

@@ -170,7 +170,9 @@ class Region:
         if not self.there:
             raise NotFound(f"there is no environment {namespace}/{environment}")
         latest = self.authority.latest
-        answer = State(self.head(), latest.signed, dict(latest.content), [each.id for each in self.authority.commits[:-1]])
+        earlier = self.authority.commits[:-1]
+        recoveries = tuple(each.signed for each in earlier if each.version.kind == "recover")
+        answer = State(self.head(), latest.signed, dict(latest.content), [each.id for each in earlier], recoveries)
         await asyncio.sleep(0)  # what is told meanwhile is newer than this
         return answer
 
@@ -447,9 +449,10 @@ class Process:
         self.folded |= len(self.session.receipts) > WINDOW
 
     def _check_stored(self, seq: int) -> None:
-        """Nothing is acknowledged that the ledger would not have after a crash of everything else."""
+        """Nothing is acknowledged that the ledger would not have after a crash of everything else. What a fail-over has lost need not be stored."""
         assert self.wire
-        for each in [one for number, one in self.wire.sent.items() if number <= seq]:
+        there = {commit.id for commit in self.region.authority.commits}
+        for each in [one for number, one in self.wire.sent.items() if number <= seq and one.version in there]:
             kept = self.region.answer(each.version, self.identity.instance, each.subscription)
             assert kept is not None, f"version {each.number} was acknowledged and is not stored"
 

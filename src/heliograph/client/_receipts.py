@@ -102,9 +102,10 @@ class Receipts:
         for waiting in self._unsent():
             waiting.due_us = now_us
 
-    def drop_before(self, subscription: int, epoch: int) -> None:
-        """The history was restarted: versions of older epochs may not exist any more, and what runs now covers them."""
-        self._queue = [w for w in self._queue if w.answered.subscription != subscription or w.answered.cursor.epoch >= epoch]
+    def drop_lost(self, subscription: int, epoch: int, number: int) -> None:
+        """The history was restarted at ``number`` and is in ``epoch`` now: from there on, versions of older epochs are no more, and what runs now
+        covers them."""
+        self._queue = [each for each in self._queue if not _is_lost(each.answered, subscription, epoch, number)]
 
     @property
     def wake_us(self) -> int | None:
@@ -150,6 +151,11 @@ class Receipts:
             self._queue.remove(covered)
         if len(self._queue) > LIMIT:
             self._queue.pop(0)
+
+
+def _is_lost(answered: Answered, subscription: int, epoch: int, number: int) -> bool:
+    cursor = answered.cursor
+    return answered.subscription == subscription and cursor.epoch < epoch and cursor.number >= number
 
 
 def _covered(waiting: list[_Pending]) -> _Pending | None:

@@ -298,7 +298,7 @@ class Session:
         if not isinstance(frame, frames.SnapshotFrame):
             channel.unsure = False
         if candidate.restarted:
-            self.receipts.drop_before(channel.id, candidate.cursor.epoch)
+            self.receipts.drop_lost(channel.id, candidate.cursor.epoch, candidate.lost_from)
         affected = bool(candidate.changed) or proposal.update.previous is None
         reason = "history restarted" if candidate.restarted else None
         self._answer(channel, candidate.cursor, "applied" if affected else "unaffected", reason, frame, now)

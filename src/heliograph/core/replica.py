@@ -61,13 +61,18 @@ class _Stored(msgspec.Struct, frozen=True, kw_only=True):
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A verified next state, not yet in force.
 
-    ``changed``: names in the view whose document or schema differs from what is held. ``restarted``: the history was restarted by a signed recovery.
+    ``changed``: names in the view whose document or schema differs from what is held. ``lost_from``: the number from which versions of older epochs
+    may be no more, because the history was restarted there by a signed recovery; 0: it was not.
     """
 
     held: Held
     after: Held | None
     changed: frozenset[str]
-    restarted: bool = False
+    lost_from: int = 0
+
+    @property
+    def restarted(self) -> bool:
+        return self.lost_from > 0
 
     @property
     def cursor(self) -> Cursor:
@@ -136,8 +141,8 @@ class Replica:
                 raise BadProof("a head alone, and nothing is held here")
             return None  # its state is on the way
         version = self._verified_version(frame.version, head)
-        restarted = held is not None and self._descends(held, head, version, frame.ancestry, frame.recovery)
-        return self._content(frame, head, restarted=restarted)
+        lost_from = self._descends(held, head, version, frame.ancestry, frame.recovery) if held else 0
+        return self._content(frame, head, lost_from=lost_from)
 
     def adopt(self, candidate: Candidate) -> None:
         """Makes a candidate the state. Raises ValueError if another one was adopted since it was considered."""
@@ -189,19 +194,18 @@ class Replica:
 
     def _descends(
         self, held: Held, head: Head, version: Version, ancestry: tuple[str, ...] | None, recovery: Recovery | None
-    ) -> bool:
-        """Whether it does by a restart of the history. Raises Forked, BadSignature."""
+    ) -> int:
+        """Where the history was restarted in between; 0: nowhere. Raises Forked, BadSignature."""
         mine = held.head.cursor
         if version.number == mine.number + 1 and version.parent == mine.version:
-            return False
+            return 0
         if version.number > mine.number + 1 and _is_ancestor(mine.version, mine.number, version, ancestry):
-            return False
+            return 0
         if head.epoch == mine.epoch or recovery is None:
             raise Forked(f"version {version.number} does not descend from version {mine.number} that runs here")
-        self._restarts(held, head, version, recovery)
-        return True
+        return self._restarts(held, head, version, recovery)
 
-    def _restarts(self, held: Held, head: Head, version: Version, recovery: Recovery) -> None:
+    def _restarts(self, held: Held, head: Head, version: Version, recovery: Recovery) -> int:
         opened = self.trust.verify_version(recovery.version)
         identity = Version.id_of(recovery.version.payload)
         mine = held.head.cursor
@@ -215,10 +219,11 @@ class Replica:
             )
         if identity != head.version and not _is_ancestor(identity, opened.number, version, recovery.ancestry):
             raise Forked("the recover version is not in the history of the head")
+        return opened.number
 
     # --- 5: the content ---
 
-    def _content(self, frame: StateFrame, head: Head, *, restarted: bool) -> Candidate:
+    def _content(self, frame: StateFrame, head: Head, *, lost_from: int) -> Candidate:
         base = None if isinstance(frame, SnapshotFrame) else self._base(frame)
         told = self._told(frame.changes)
         leaves = {name: None if each.leaf is None else raw_digest("leaf", each.leaf.encode()) for name, each in told.items()}
@@ -239,7 +244,7 @@ class Replica:
             ),
             after=held,
             changed=frozenset(changed),
-            restarted=restarted,
+            lost_from=lost_from,
         )
 
     def _base(self, frame: DeltaFrame | AdvanceFrame) -> Held:

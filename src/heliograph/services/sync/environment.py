@@ -26,6 +26,7 @@ SWEEP_EVERY: Final = 256
 SNAPSHOT_SHARE: Final = 0.5
 """A delta that touches more than this share of a view is compared with the snapshot; the smaller one is sent."""
 MAX_DIGESTS: Final = 4096
+MAX_RECOVERIES: Final = 64
 SHARED: Final = 0
 """The subscription that frames are made for; another one's differ by its number."""
 _SHARED: Final = b'"subscription":%d' % SHARED
@@ -70,7 +71,7 @@ class Environment:
         self._past: OrderedDict[int, tuple[Cursor, trie.Node]] = OrderedDict()
         self._entries: dict[bytes, Entry] = {}
         self._history = history.History()
-        self._opened: tuple[Version, Signed] | None = None  # the latest recover version that came by
+        self._recoveries: dict[Cursor, Signed] = {}  # the recover versions that came by
         self._frames: Kept[Key, list[bytes]] = Kept(frame_cache_bytes)
         self._digests: dict[View, Digest] = {}
         self._gathered: Kept[View, Content] = Kept(frame_cache_bytes)
@@ -132,10 +133,12 @@ class Environment:
         return True
 
     def note_recovery(self, signed: Signed) -> None:
-        """A recover version is kept, for readers that run on what it dropped; any other one is nothing here."""
+        """A recover version is kept, for readers that run on what it dropped, also when another has followed; any other one is nothing here."""
         version = Version.read(signed.payload)
-        if version.kind == "recover" and (self._opened is None or version.epoch > self._opened[0].epoch):
-            self._opened = version, signed
+        if version.kind == "recover":
+            self._recoveries[Cursor(version.epoch, version.number, Version.id_of(signed.payload))] = signed
+            if len(self._recoveries) > MAX_RECOVERIES:
+                del self._recoveries[min(self._recoveries)]
 
     def _move(self, signed_head: Signed, signed_version: Signed, root: trie.Node) -> None:
         head, version = Head.read(signed_head.payload), Version.read(signed_version.payload)
@@ -321,7 +324,7 @@ class Environment:
     def _whole(self, content: Content, have: Cursor | None) -> list[bytes]:
         to, known = content.cursor, have is not None and self.knows(have)
         ancestry = self._ancestry(have, to) if have and known else None
-        recovery = self._recovery(to) if have and have.epoch < to.epoch and not known else None
+        recovery = self._recovery(have, to) if have and have.epoch < to.epoch and not known else None
         return _parts(msgspec.structs.replace(content.frame, ancestry=ancestry, recovery=recovery), content.groups)
 
     def _change(self, name: str, old: trie.Node, digest: bytes | None) -> Changed:
@@ -335,13 +338,19 @@ class Environment:
             return None
         return tuple(spell(each) for each in self._history.path(have.number, to.number - 1))
 
-    def _recovery(self, to: Cursor) -> Recovery | None:
-        """How this history began anew, for a reader that runs on what was lost then."""
-        if self._opened is None or self._opened[0].number > to.number:
+    def _recovery(self, have: Cursor, to: Cursor) -> Recovery | None:
+        """How this history began anew, for a reader at `have`, which was lost then: of the recover versions up to `to` that dropped it, the one that
+        kept most."""
+        dropping = [
+            each
+            for each in self._recoveries
+            if have.epoch < each.epoch <= to.epoch and each.number <= min(have.number, to.number) and self.knows(each)
+        ]
+        if not dropping:
             return None
-        number, signed = self._opened[0].number, self._opened[1]
-        path = () if number == to.number else tuple(spell(each) for each in self._history.path(number, to.number - 1))
-        return Recovery(version=signed, ancestry=path)
+        opened = max(dropping, key=lambda each: each.number)
+        path = () if opened == to else tuple(spell(each) for each in self._history.path(opened.number, to.number - 1))
+        return Recovery(version=self._recoveries[opened], ancestry=path)
 
 
 def _proof(made: proof.Proof) -> frames.ProofText | None:

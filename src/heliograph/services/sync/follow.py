@@ -37,7 +37,7 @@ from heliograph.runtime.clock import now_us
 from heliograph.runtime.retry import attempts, until_available
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.hub import Hub
-from heliograph.services.sync.registry import Registry
+from heliograph.services.sync.registry import Registry, State
 from heliograph.services.sync.settings import SyncSettings
 from heliograph.telemetry.metrics import Metrics
 
@@ -344,10 +344,17 @@ class Follower:
             environment = Environment(
                 namespace, name, past_versions=self._settings.past_versions, frame_cache_bytes=self._settings.frame_cache_bytes
             )
+            _note_recoveries(environment, state)
             environment.replace(state.head, state.version, state.entries, state.ids)
             self._hub.add_environment(environment)
             return
+        _note_recoveries(room.environment, state)
         head = Head.read(state.head.payload)
         if (head.epoch, head.number) > (room.environment.cursor.epoch, room.environment.cursor.number):
             room.environment.replace(state.head, state.version, state.entries, state.ids)
             self._hub.moved(room.environment, now_us())
+
+
+def _note_recoveries(environment: Environment, state: State) -> None:
+    for each in state.recoveries:
+        environment.note_recovery(each)

@@ -35,6 +35,7 @@ class _Ids(msgspec.Struct, frozen=True):
 class _Statements(msgspec.Struct, frozen=True):
     head: Signed
     version: Signed
+    recoveries: tuple[Signed, ...] = ()
 
 
 class _Config(msgspec.Struct, frozen=True):
@@ -48,10 +49,13 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
+    """``ids``: of the versions before the head's. ``recoveries``: the recover versions among them."""
+
     head: Signed
     version: Signed
     entries: dict[str, Entry]
     ids: list[str]
+    recoveries: tuple[Signed, ...] = ()
 
 
 class Registry:
@@ -79,7 +83,7 @@ class Registry:
             raise Corrupt(f"the registry's state of {namespace}/{environment} cannot be read") from None
         number = msgspec.json.decode(statements.version.payload)["number"]
         ids = await self._ids(path, number - 1)
-        return State(statements.head, statements.version, entries, ids)
+        return State(statements.head, statements.version, entries, ids, statements.recoveries)
 
     async def document(self, namespace: str, digest: str) -> bytes:
         return await self._get(f"/v1/internal/objects/{namespace}/{digest}")
