@@ -27,7 +27,7 @@ from heliograph.client import Retry
 
 NAMESPACE, ENVIRONMENT = "storm", "main"
 PATH = f"/v1/namespaces/{NAMESPACE}/environments/{ENVIRONMENT}"
-ROUNDS = int(os.environ.get("STORM_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("STORM_ROUNDS", "2"))
 PUBLISHES = 40
 """At the least; the storm lasts until the last round is over."""
 CLIENTS = 4

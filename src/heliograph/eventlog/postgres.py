@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 import structlog
@@ -71,12 +71,9 @@ class PostgresReader:
     async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
         wake = asyncio.Event()
         self._wakes.add(wake)
-        listening = asyncio.create_task(
-            listen(self._url, _CHANNEL[self._stream], wake.set, application_name=f"heliograph {self._stream} reader")
-        )
         at: Marks = {}
         try:
-            with heard(_CHANNEL[self._stream], wake.set):
+            async with self._listening(wake):
                 async for _ in attempts(cap_s=1.0):  # an outage begins here again, at the marks reached
                     with suppress(Unavailable):
                         at = at or {shard: after.get(shard, 0) for shard in range(await shards_of(self._pool, self._table))}
@@ -86,8 +83,18 @@ class PostgresReader:
                         return
         finally:
             self._wakes.discard(wake)
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _listening(self, wake: asyncio.Event) -> AsyncIterator[None]:
+        """Inside, it is set for each ring, here or elsewhere."""
+        channel, name = _CHANNEL[self._stream], f"heliograph {self._stream} reader"
+        with heard(channel, wake.set) as notified:
+            listening = asyncio.create_task(listen(self._url, channel, notified, application_name=name))
+            try:
+                yield
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
 
     async def _batches(self, at: Marks, wake: asyncio.Event) -> AsyncIterator[list[Record | Gap]]:
         while not self._closed:
@@ -96,7 +103,7 @@ class PostgresReader:
                 rows = await self._pool.fetch(self._sql, list(at), list(at.values()))
             if rows:
                 yield self._in_order(rows, at)
-            else:
+            if len(rows) < BATCH:  # that was all; what was committed since has rung
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await wake.wait()

@@ -61,6 +61,10 @@ class HandedOver:
             found.setdefault(name, []).append(descriptor)
         return cls(found)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is one that nobody has taken yet."""
+        return bool(self._descriptors.get(name))
+
     def take(self, name: str) -> socket.socket | None:
         """None when there is none of that name. Raises InvalidRequest when there are several: nobody would serve the others."""
         if (count := len(self._descriptors.get(name, ()))) > 1:

@@ -168,8 +168,9 @@ async def _keep(_: object) -> None:
     connection. An open transaction is rolled back before this is called."""
 
 
-async def listen(url: str, channel: str, notify: Callable[[], None], *, application_name: str) -> None:
-    """Calls `notify` for each NOTIFY on `channel`, and once after every (re)connect, as something may have been missed. Runs until cancelled."""
+async def listen(url: str, channel: str, notify: Callable[[str], None], *, application_name: str) -> None:
+    """Calls `notify` with the text of each NOTIFY on `channel`, and with none after every (re)connect, as something may have been missed. Runs until
+    cancelled."""
     async for _ in attempts(cap_s=1.0):
         try:
             connection = await connect(url, application_name)
@@ -181,13 +182,13 @@ async def listen(url: str, channel: str, notify: Callable[[], None], *, applicat
             await disconnect(connection)
 
 
-async def _listen_on(connection: Connection, channel: str, notify: Callable[[], None]) -> None:
+async def _listen_on(connection: Connection, channel: str, notify: Callable[[str], None]) -> None:
     gone = asyncio.Event()
     connection.add_termination_listener(lambda *_: gone.set())
     try:
         with translating():
-            await connection.add_listener(channel, lambda *_: notify())
-            notify()
+            await connection.add_listener(channel, lambda *told: notify(str(told[-1])))
+            notify("")
             while not await _within(ALIVE_S, gone):
                 await connection.fetchval("select 1", timeout=CONNECT_S)
     except Unavailable:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final, cast
 
 import structlog
@@ -31,7 +31,9 @@ log = structlog.get_logger()
 STREAMS: Final = (Stream.VERSIONS, Stream.RECEIPTS)
 MAX_RECORDS: Final = 2000  # a transaction of some 50 ms; more would make waiters wait for each other
 GATHER_S: Final = 0.02
-"""Records of one fan-out come in a burst: wait for more of them than the first, and let the fan-out have the machine meanwhile."""
+UNHURRIED_S: Final = 0.08
+"""Records of one fan-out come in a burst: wait for more of them than the first, and let the fan-out have the machine meanwhile; for longer when
+nobody waits for its story."""
 QUEUED_BATCHES: Final = 8  # read ahead while a transaction commits
 HEADS_ATTEMPTS: Final = 5
 
@@ -143,7 +145,7 @@ class Consumer:
     async def _take_in(self) -> None:
         while True:
             records = await self._queue.get()
-            await asyncio.sleep(GATHER_S)
+            await self._gather()
             while len(records) < MAX_RECORDS and not self._queue.empty():
                 records = records + self._queue.get_nowait()
             started = asyncio.get_running_loop().time()
@@ -151,6 +153,12 @@ class Consumer:
             self._metrics.ledger_batch_seconds.observe(asyncio.get_running_loop().time() - started)
             self._metrics.ledger_batch_records.observe(len(records))
             self._advanced.set()
+
+    async def _gather(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(UNHURRIED_S):
+                await self._ledger.awaited.wait()
 
     async def take_in(self, records: Sequence[Record]) -> None:
         """Commits the effects of all of them with their marks, then tells the board. Raises Unavailable: then nothing is certain."""

@@ -37,6 +37,11 @@ class Ledger:
         self._now_us = now_us
         self._room = WaitingRoom()
 
+    @property
+    def awaited(self) -> asyncio.Event:
+        """Set while somebody waits for a propagation."""
+        return self._room.entered
+
     # --- questions ---
 
     async def propagation(self, address: Address, number: int) -> Report:

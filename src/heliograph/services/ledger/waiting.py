@@ -30,6 +30,8 @@ class WaitingRoom:
         self._waiters: defaultdict[Wanted, set[Waiter]] = defaultdict(set)
         self._count = 0
         self._closed = False
+        self.entered = asyncio.Event()
+        """Set while anybody is in it."""
 
     def __len__(self) -> int:
         return self._count
@@ -50,6 +52,7 @@ class WaitingRoom:
         waiter = Waiter(share, asyncio.get_running_loop().create_future())
         self._waiters[wanted].add(waiter)
         self._count += 1
+        self.entered.set()
         try:
             yield waiter
         finally:
@@ -57,6 +60,8 @@ class WaitingRoom:
             self._waiters[wanted].discard(waiter)
             if not self._waiters[wanted]:
                 del self._waiters[wanted]
+            if not self._count:
+                self.entered.clear()
 
     def tell(self, wanted: Wanted, settled: Callable[[float], bool], report: Callable[[], Report]) -> None:
         """Answers those whose share is settled, all with one report, made only when somebody gets it."""

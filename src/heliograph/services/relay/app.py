@@ -143,7 +143,7 @@ async def _copy(
     url = settings.database_url.get_secret_value()
     async with asyncio.TaskGroup() as group:
         group.create_task(copier.run())
-        group.create_task(listen(url, EVENT_CHANNEL, copier.wake.set, application_name="heliograph relay bell"))
+        group.create_task(listen(url, EVENT_CHANNEL, lambda _: copier.wake.set(), application_name="heliograph relay bell"))
         group.create_task(_look_after(copier, url, checkpoints, settings, metrics, readiness))
         await lost.wait()
         raise Unavailable("the PostgreSQL session is gone, and the lead with it")

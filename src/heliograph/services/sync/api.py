@@ -244,6 +244,7 @@ async def _keep(outbox: Outbox, receipts: list[Received]) -> None:
         outbox.put(each, each.instance, durable)
     if not receipts:
         return
+    outbox.hurry()
     try:
         async with asyncio.timeout(STORE_S):
             await done.wait()

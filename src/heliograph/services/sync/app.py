@@ -22,6 +22,7 @@ from heliograph.eventlog.ports import Log, Record
 from heliograph.eventlog.ports import Stream as LogStream
 from heliograph.runtime.http import make_app, serve_http
 from heliograph.runtime.leaving import Leave
+from heliograph.runtime.listening import handed_over
 from heliograph.runtime.place import Place, own_place
 from heliograph.runtime.postgres import Pool, open_pool
 from heliograph.runtime.siblings import Siblings
@@ -89,13 +90,14 @@ class _Http:
 
 
 async def _serve_http(node: Node, place: Place | None, http: _Http, stop: asyncio.Event, leave: Leave) -> None:
-    """At once, so that it can be asked why it is not ready yet; in the place of another worker only when it can answer as well as that one."""
+    """At once, so that it can be asked why it is not ready yet; in the place of another worker, or on a socket that an older process may still
+    serve, only when it can answer as well as that one."""
     settings, own = node.settings, OwnHealth(node.metrics, node.readiness)
     siblings = Siblings(place, own) if place else None
     if place:
         node.metrics.worker_starts.set(place.start)
-        if place.replaces:
-            await first_of(http.warm, stop)
+    if place.replaces if place else "sync-http" in handed_over():
+        await first_of(http.warm, stop)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness, health=siblings)
     async with siblings.answering() if siblings else nullcontext():
         await serve_http(

@@ -23,7 +23,7 @@ import structlog
 
 from heliograph.core import frames
 from heliograph.core.errors import NotFound, NotReady, Overloaded
-from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received
 from heliograph.core.feed import Purged, Revoked, ToEdge
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
@@ -33,6 +33,7 @@ from heliograph.runtime.clock import moment_us, now_us
 from heliograph.services.sync.environment import Content, Environment
 from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
+from heliograph.services.sync.reports import Reports
 from heliograph.services.sync.session import (
     MISSED_HEARTBEATS,
     Answered,
@@ -155,6 +156,7 @@ class Hub:
         self.node = node
         self._settings = settings
         self._outbox = outbox
+        self._reports = Reports(node, settings.region, outbox, metrics)
         self._metrics = metrics
         self._frames_received = metrics.frames_received.labels("text")
         self._frames_sent = metrics.frames_sent.labels("state")
@@ -243,7 +245,7 @@ class Hub:
             for subscriber, connection in members.items():
                 told = frames.ErrorFrame(code=NotFound.code, detail=detail, subscription=subscriber.id)
                 connection.pipe.send(_encode(told))
-                self._report_left(subscriber, "environment deleted")
+                self._reports.left(subscriber, "environment deleted")
         room.environment.close()
         self._wake(room.environment)
         self._count()
@@ -349,7 +351,7 @@ class Hub:
             del self._instances[session.instance]
         for subscriber in session.subscribers.values():
             self._leave(subscriber)
-            self._report_left(subscriber, reason)
+            self._reports.left(subscriber, reason)
 
     def close(self, connection: Connection, code: int, reason: str) -> None:
         self._metrics.connections_closed.labels(str(code)).inc()
@@ -478,7 +480,7 @@ class Hub:
     def _declared(self, subscribers: tuple[Subscriber, ...]) -> None:
         for subscriber in subscribers:
             if self.room(subscriber.namespace, subscriber.environment):  # otherwise it is told when it joins
-                self._report_joined(subscriber)
+                self._reports.joined(subscriber)
 
     def _open(self, connection: Connection, subscribers: tuple[Subscriber, ...]) -> None:
         if not self._owns(connection):
@@ -502,7 +504,7 @@ class Hub:
 
     def _join(self, room: Room, arrival: Arrival) -> None:
         room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
-        self._report_joined(arrival.subscriber)
+        self._reports.joined(arrival.subscriber)
         self._catch_up(arrival.connection, arrival.subscriber, first=True)
 
     def may_speak_for(self, instance: str, token: str, incarnation: int) -> bool:
@@ -547,12 +549,21 @@ class Hub:
         self._receipts_taken[receipt.state].inc()
         connection.unacknowledged = max(connection.unacknowledged, seq)
         self._outbox.put(receipt, receipt.instance, lambda: self._durable(connection, seq))
+        if self._is_awaited(receipt):
+            self._outbox.hurry()
+
+    def _is_awaited(self, receipt: Received) -> bool:
+        """Whether the author of its version waits for it."""
+        room = self.room(receipt.namespace, receipt.environment)
+        return room is not None and room.environment.answer == "now" and room.environment.cursor.number == receipt.number
 
     def _relay(self, connection: Connection, events: tuple[FromSync, ...], seq: int) -> None:
         """The outbox keeps order, so when the last one is durable all are."""
         for each in events:
             if isinstance(each, Received):
                 self._receipts_taken[each.state].inc()
+                if self._is_awaited(each):
+                    self._outbox.hurry()
             durable = (lambda: self._durable(connection, seq)) if each is events[-1] else None
             if not self._outbox.put(each, each.node if isinstance(each, (FannedOut, NodeAlive)) else each.instance, durable):
                 self.close(connection, problems.OVERLOADED, "more than the log takes now; send it again later")
@@ -691,7 +702,7 @@ class Hub:
             target = environment.head
             recipients = yield from self._walk(room, started_us + SLICE_US)
             if recipients:
-                self._report_fan_out(environment, target.cursor, recipients, logged_us, started_us)
+                self._reports.fanned_out(environment, target.cursor, recipients, logged_us, started_us)
 
     def _walk(self, room: Room, until_us: int) -> Generator[None, None, int]:
         """Sends the head to all who are not at it; how many. The frame of those who were at the same version is looked up once."""
@@ -765,81 +776,9 @@ class Hub:
         ]
         for index, (subscriber, connection) in enumerate(everybody):
             if connection.session in self._connections:
-                self._report_joined(subscriber)
+                self._reports.joined(subscriber)
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-
-    def _report_joined(self, subscriber: Subscriber) -> None:
-        """Also once more, when what it declares has changed."""
-        session = subscriber.session
-        if session.anonymous or session.relays:
-            return
-        declares, subscriber.declares = subscriber.declares, None
-        assert session.fingerprint, "nothing is known of a session before its hello"
-        self._outbox.put(
-            Subscribed(
-                namespace=subscriber.namespace,
-                environment=subscriber.environment,
-                instance=session.instance,
-                incarnation=session.incarnation,
-                connection=session.connection,
-                subscription=subscriber.id,
-                view=subscriber.view,
-                node=self.node,
-                region=self._settings.region,
-                token=session.principal.id,
-                fingerprint=session.fingerprint,
-                have=subscriber.cursor,
-                at_us=now_us(),
-                declares=declares,
-            ),
-            session.instance,
-        )
-
-    def _report_left(self, subscriber: Subscriber, reason: str) -> None:
-        session = subscriber.session
-        if session.anonymous or session.relays:
-            return
-        self._outbox.put(
-            Unsubscribed(
-                namespace=subscriber.namespace,
-                environment=subscriber.environment,
-                instance=session.instance,
-                connection=session.connection,
-                subscription=subscriber.id,
-                node=self.node,
-                reason=reason,
-                at_us=now_us(),
-            ),
-            session.instance,
-        )
-
-    def _report_fan_out(
-        self, environment: Environment, cursor: Cursor, recipients: int, logged_us: int, started_us: int
-    ) -> None:
-        done_us = now_us()
-        self._metrics.fan_out_seconds.observe((done_us - started_us) / 1e6)
-        self._metrics.fan_out_recipients.observe(recipients)
-        self._outbox.put(
-            FannedOut(
-                namespace=environment.namespace,
-                environment=environment.environment,
-                epoch=cursor.epoch,
-                number=cursor.number,
-                node=self.node,
-                recipients=recipients,
-                logged_at_us=logged_us,
-                started_at_us=started_us,
-                done_at_us=done_us,
-            ),
-            self.node,
-        )
-
-    def _alive(self, *, leaving: bool = False) -> None:
-        event = NodeAlive(
-            node=self.node, region=self._settings.region, connections=len(self._connections), at_us=now_us(), leaving=leaving
-        )
-        self._outbox.put(event, self.node)
 
     def _leave(self, subscriber: Subscriber) -> None:
         room = self.room(subscriber.namespace, subscriber.environment)
@@ -862,7 +801,7 @@ class Hub:
         loop = asyncio.get_running_loop()
         while True:
             if loop.time() >= next_sign:
-                self._alive()
+                self._reports.alive(len(self._connections))
                 next_sign = loop.time() + ALIVE_S
                 self._tell_age()
             for index, connection in enumerate(self._wheel.due(moment_us())):
@@ -925,7 +864,7 @@ class Hub:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._alive(leaving=True)
+        self._reports.alive(len(self._connections), leaving=True)
 
     def admit(self) -> None:
         """Raises NotReady, or Overloaded, when no more connections are taken."""
