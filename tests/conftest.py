@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 import uvloop
 from blockbuster import BlockBuster
 from hypothesis import HealthCheck, settings
+
+from heliograph.services.registry.validation import Validation
 
 pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.kafka", "tests.fixtures.dev", "tests.fixtures.certificates"]
 
@@ -73,6 +78,19 @@ def loopback_only() -> Iterator[None]:
     socket.socket.connect = connect  # type: ignore[method-assign]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def made_once() -> Iterator[None]:
+    """What each of a thousand services and clients would make anew, and needs seldom or alike: httpx reads the system's certificates for each client, a
+    registry starts a validator process before anybody asks it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx._transports.default, "create_ssl_context", cache(httpx.create_ssl_context))
+        patch.setattr(Validation, "open", _started_when_asked)
+        yield
+
+
+async def _started_when_asked(_: Validation) -> None: ...
+
+
 def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
@@ -85,9 +103,15 @@ def _free_port() -> Any:
     return free_port
 
 
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 4 << 30
+
+
 @pytest.fixture(scope="session")
 def public_folder() -> Iterator[Path]:
-    """A temporary folder that other users may walk to: as root, PostgreSQL runs as one of them."""
-    with tempfile.TemporaryDirectory(prefix="heliograph-test-") as name:
+    """A temporary folder that other users may walk to: as root, PostgreSQL runs as one of them. In memory where there is room: each test makes a database
+    of some seven hundred files."""
+    in_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    with tempfile.TemporaryDirectory(prefix="heliograph-test-", dir=MEMORY if in_memory else None) as name:
         Path(name).chmod(0o755)
         yield Path(name)

@@ -14,6 +14,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any, Final, Protocol, cast
 
 import msgspec
@@ -47,6 +48,9 @@ class _State(ServerState):
     leaving = False
 
 
+TICK_S: Final = 0.1
+TICKS_A_DAY: Final = 864_000
+"""Every tenth one writes the Date header anew."""
 _EXTENSION: Final = "heliograph.connection"
 
 
@@ -262,6 +266,7 @@ class _Server(uvicorn.Server):
         self.server_state = _State()
         self._tls = tls
         self._on_started = on_started
+        self._ends = asyncio.Event()
 
     def capture_signals(self) -> Any:
         return contextlib.nullcontext()
@@ -272,6 +277,18 @@ class _Server(uvicorn.Server):
         for each in sockets or ():
             self.servers.append(await self._listen(each))
         self._on_started()
+
+    async def main_loop(self) -> None:
+        """As uvicorn's, which looks whether it shall end at each tick only."""
+        ticks = cycle(range(TICKS_A_DAY))
+        while not await self.on_tick(next(ticks)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._ends.wait()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ends.set()
 
     async def _listen(self, door: socket.socket) -> asyncio.Server:
         def connection() -> asyncio.Protocol:
@@ -332,7 +349,7 @@ async def serve_http(
     finally:
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
-        server.should_exit = True
+        server.end()
         await serving
         await server.cut_off_the_rest()
         door.close()
