@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +93,24 @@ def made_once() -> Iterator[None]:
 async def _started_when_asked(_: Validation) -> None: ...
 
 
+def _ports() -> Iterator[int]:
+    """Below those that the system gives to connections, which could take one between two looks; each worker of a run has its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    first = FIRST_PORT + worker * PORTS_EACH
+    start = os.getpid() % PORTS_EACH  # another run at the same time begins elsewhere
+    return (first + (start + each) % PORTS_EACH for each in count())
+
+
+FIRST_PORT, PORTS_EACH = 12_000, 5_000
+_candidates = _ports()
+
+
 def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
+    for port in _candidates:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("there is always another one")
 
 
 @pytest.fixture(name="free_port")

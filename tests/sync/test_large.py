@@ -47,8 +47,11 @@ async def test_versions_reach_a_fast_reader_while_a_slow_one_is_being_sent_a_sna
         assert fast.kinds.count("DeltaFrame") == 3
         slow.socket.transport.resume_reading()
         await slow.until(number)
-        # it ended with what it had begun, and went on from there
-        assert slow.kinds[1:] == ["SnapshotFrame"] * (len(slow.kinds) - 2) + ["DeltaFrame"]
+        # it ended with what it had begun, and went on from there; with one delta, unless the system's buffers had room for the whole snapshot
+        states = [each for each in slow.kinds if each not in ("Welcome", "ReceiptAck")]
+        deltas = states.count("DeltaFrame")
+        assert states == ["SnapshotFrame"] * (len(states) - deltas) + ["DeltaFrame"] * deltas
+        assert 1 <= deltas <= 3
         assert slow.configs == fast.configs == {**LARGE, "banner": {"text": "c"}}
 
 
