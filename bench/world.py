@@ -105,12 +105,17 @@ class World:
             answer = await sync.get(path, headers={"Authorization": f"Bearer {self.token}"})
             return len(answer.raise_for_status().content)
 
-    async def story(self, environment: str, number: int) -> dict[str, Any]:
-        """What the ledger tells of a version once all have answered and the fan-out is reported. Raises Failed when that does not come."""
+    async def story(self, environment: str, number: int, *, answered: bool = True) -> dict[str, Any]:
+        """What the ledger tells of a version once the fan-out is reported and, if they do that, all have answered. Raises Failed when that does not
+        come."""
         deadline = time.monotonic() + STORY_S
         while True:
-            story = (await self.ledger.get(f"/v1/propagations/{NAMESPACE}/{environment}/{number}")).raise_for_status().json()
-            if story.get("fanned_out_at_us") and not story["missing"]:
+            answer = await self.ledger.get(f"/v1/propagations/{NAMESPACE}/{environment}/{number}")
+            if answer.status_code == httpx.codes.NOT_FOUND and time.monotonic() < deadline:  # it has not read that far
+                await asyncio.sleep(0.02)
+                continue
+            story = answer.raise_for_status().json()
+            if story.get("fanned_out_at_us") and not (answered and story["missing"]):
                 return story
             if time.monotonic() > deadline:
                 raise Failed(f"{story['missing']:,} receipts of version {number} were not stored within {STORY_S} s")

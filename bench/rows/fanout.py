@@ -185,7 +185,7 @@ async def machine(options: Options) -> list[Line]:
         async def mine() -> Fan:
             async with spent(made.sync) as cpu:
                 published, arrived = await made.version(running)
-            story = await made.story("main", published.number)
+            story = await made.story("main", published.number, answered=False)
             stories.append((published, arrived))
             since = _fan(cpu[0] / clients, story["committed_at_us"], arrived)
             return Fan(since.cpu_us, since.last_ms, since.p99_ms, since.bytes, (arrived.last_us - published.started_us) / 1000)

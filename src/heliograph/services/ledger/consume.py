@@ -32,8 +32,8 @@ STREAMS: Final = (Stream.VERSIONS, Stream.RECEIPTS)
 MAX_RECORDS: Final = 2000  # a transaction of some 50 ms; more would make waiters wait for each other
 GATHER_S: Final = 0.02
 UNHURRIED_S: Final = 0.08
-"""Records of one fan-out come in a burst: wait for more of them than the first, and let the fan-out have the machine meanwhile; for longer when
-nobody waits for its story."""
+"""Records of one fan-out come in a burst: wait for more of them than the first, and let the fan-out have the machine meanwhile. Receipts that nobody
+waits for wait for longer; a version is there to be asked about at once."""
 QUEUED_BATCHES: Final = 8  # read ahead while a transaction commits
 HEADS_ATTEMPTS: Final = 5
 
@@ -145,7 +145,7 @@ class Consumer:
     async def _take_in(self) -> None:
         while True:
             records = await self._queue.get()
-            await self._gather()
+            await self._gather(records)
             while len(records) < MAX_RECORDS and not self._queue.empty():
                 records = records + self._queue.get_nowait()
             started = asyncio.get_running_loop().time()
@@ -154,8 +154,10 @@ class Consumer:
             self._metrics.ledger_batch_records.observe(len(records))
             self._advanced.set()
 
-    async def _gather(self) -> None:
+    async def _gather(self, records: Sequence[Record]) -> None:
         await asyncio.sleep(GATHER_S)
+        if any(each.stream is Stream.VERSIONS for each in records):
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(UNHURRIED_S):
                 await self._ledger.awaited.wait()
