@@ -97,7 +97,7 @@ def _ports() -> Iterator[int]:
     """Below those that the system gives to connections, which could take one between two looks; each worker of a run has its own."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     first = FIRST_PORT + worker * PORTS_EACH
-    start = os.getpid() % PORTS_EACH  # another run at the same time begins elsewhere
+    start = os.getpid() * 997 % PORTS_EACH  # another run at the same time begins far from here
     return (first + (start + each) % PORTS_EACH for each in count())
 
 

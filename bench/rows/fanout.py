@@ -12,7 +12,7 @@ from bench.load import Failed, Load, Round, load
 from bench.options import Options
 from bench.pairs import Line, in_turn, say
 from bench.rivals import Server
-from bench.world import SERVER_CPU, Published, World, spent, world
+from bench.world import SERVER_CPU, World, spent, world
 
 SIZE = 500
 ROUNDS = 3
@@ -180,13 +180,11 @@ async def machine(options: Options) -> list[Line]:
         made = await open_.enter_async_context(world(pin_sync=False, workers=workers))
         running = await open_.enter_async_context(made.clients(clients))
         others, pids, missing = await _meet(open_, made, clients, ["NATS", "Centrifugo"], None, spin=False)
-        stories: list[tuple[Published, Round]] = []
 
         async def mine() -> Fan:
             async with spent(made.sync) as cpu:
                 published, arrived = await made.version(running)
             story = await made.story("main", published.number, answered=False)
-            stories.append((published, arrived))
             since = _fan(cpu[0] / clients, story["committed_at_us"], arrived)
             return Fan(since.cpu_us, since.last_ms, since.p99_ms, since.bytes, (arrived.last_us - published.started_us) / 1000)
 

@@ -27,7 +27,6 @@ from heliograph.client import Retry
 
 NAMESPACE, ENVIRONMENT = "storm", "main"
 PATH = f"/v1/namespaces/{NAMESPACE}/environments/{ENVIRONMENT}"
-ROUNDS = int(os.environ.get("STORM_ROUNDS", "2"))
 PUBLISHES = 40
 """At the least; the storm lasts until the last round is over."""
 CLIENTS = 4
@@ -74,9 +73,9 @@ async def _until_acknowledged(stack: Stack, revision: int) -> int:
         await asyncio.sleep(0.1)
 
 
-async def _strike(stack: Stack, chance: random.Random) -> None:
+async def _strike(stack: Stack, chance: random.Random, rounds: int) -> None:
     victims = [*stack.services, *stack.servers]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name in chance.sample(victims, len(victims)):
             await asyncio.sleep(chance.uniform(0.1, 0.8))
             await _kill(stack, name, chance.uniform(0, 0.3))
@@ -108,9 +107,10 @@ class Witness:
 
 
 @pytest.mark.postgres
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("log", ["postgresql", pytest.param("kafka", marks=pytest.mark.kafka)])
-async def test_nothing_acknowledged_is_lost_nothing_is_doubled_everything_is_answered(log, folder):
+async def test_nothing_acknowledged_is_lost_nothing_is_doubled_everything_is_answered(log, rounds, folder):
     require(list(Path("/usr/lib/postgresql").glob("*/bin/postgres")), "Debian's PostgreSQL is not installed (make setup)")
     if log == "kafka":
         script = SCRIPT.parents[1] / "kafka/kafka.sh"
@@ -139,7 +139,7 @@ async def test_nothing_acknowledged_is_lost_nothing_is_doubled_everything_is_ans
             async with asyncio.TaskGroup() as storm:
                 storm.create_task(_publish(stack, acknowledged, struck))
                 try:
-                    await _strike(stack, random.Random(seed))
+                    await _strike(stack, random.Random(seed), rounds)
                 finally:
                     struck.set()
             head = await _head(stack)

@@ -353,17 +353,13 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "SLICE_US", 0)
 
 
-EXAMPLES = 40
-"""Some ten seconds of them; `make soak` plays for longer."""
-
-
 def play(examples: int, **more: Any) -> None:
     run_state_machine_as_test(Delivery, settings=settings(max_examples=examples, stateful_step_count=50, deadline=None, **more))
 
 
 @pytest.mark.timeout(900)  # a failure is made small first, which takes minutes
 def test_every_version_once_and_in_order() -> None:
-    play(EXAMPLES)
+    play(settings.default.max_examples)
 
 
 @pytest.mark.slow

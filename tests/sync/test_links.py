@@ -108,9 +108,8 @@ async def test_every_version_over_a_long_and_lossy_line(
         await eventually(lambda: seen[-1:] == [last])
         assert client.config("checkout/limits")["revision"] == 19
         assert client.status.alarm is None
-        received = await answered(
-            database, set(seen)
-        )  # before it leaves: a client that goes waits for its last receipts, but not for ever
+        # before it leaves: a client that goes waits for its last receipts, but not for ever
+        received = await answered(database, set(seen))
     assert in_order(seen)
     assert {each.state for each in received} == {"applied"}
 

@@ -96,7 +96,8 @@ async def _serve_http(node: Node, place: Place | None, http: _Http, stop: asynci
     siblings = Siblings(place, own) if place else None
     if place:
         node.metrics.worker_starts.set(place.start)
-    if place.replaces if place else "sync-http" in handed_over():
+    beside_another = place.replaces if place else "sync-http" in handed_over()
+    if beside_another:
         await first_of(http.warm, stop)
     app = make_app("sync", metrics=node.metrics, readiness=node.readiness, health=siblings)
     async with siblings.answering() if siblings else nullcontext():
