@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed, VersionEvent
+from heliograph.core.events import FannedOut, NodeAlive, Receipts, Received, Subscribed, Unsubscribed, VersionEvent
 from heliograph.core.records import Cursor
 from heliograph.services.ledger.answers import Point
 from heliograph.services.ledger.board import Board
@@ -35,8 +35,10 @@ class Told:
                 case Unsubscribed():
                     self.board.unsubscribed(event)
                 case Received():
-                    self.answers[event.version].append((event.instance, event.subscription, answer_in(event)))
-                    self.board.received(event, answer_in(event))
+                    together = Receipts.of([event])
+                    answer = answer_in(event.state, together.rows[0])
+                    self.answers[event.version].append((event.instance, event.subscription, answer))
+                    self.board.received(together, [answer])
                 case FannedOut():
                     hop = Hop(event.logged_at_us, event.started_at_us, event.done_at_us, event.recipients)
                     self.hops[Point(event.epoch, event.number)][event.node] = hop

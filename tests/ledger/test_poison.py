@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncpg
 import msgspec
 import pytest
 
 from heliograph.core.errors import Invalid
+from heliograph.core.events import Receipts
 from heliograph.services.ledger import intake
 
 
@@ -47,6 +49,44 @@ async def test_a_record_that_postgresql_refuses_is_found_among_the_others(stage,
     assert letter["stream"] == "versions"
     assert letter["reason"] == "PostgreSQL refuses it: UniqueViolationError"
     assert letter["body"] == msgspec.json.encode(forged)
+
+
+async def test_of_many_receipts_in_one_record_only_the_bad_ones_are_set_aside(stage, story, counts):
+    v = story.version(received=0)
+    said = [story.answer(name, v, "rejected", 5, reason=reason) for name, reason in (("a", "no"), ("b", "x\0y"), ("c", "no"))]
+    await stage.receipts(*(story.subscribed(each.instance, -1) for each in said))
+    await stage.commit(v, at=2)
+    async with stage.leading() as term:
+        await stage.raw_receipt(msgspec.json.encode(Receipts.of(said)))
+        await stage.caught_up(term)
+        assert counts(await stage.report(1)) == {"rejected": 2, "missing": 1}
+    letter = next(each for each in await dead_letters(stage) if each["stream"] == "receipts")
+    assert [row.instance for row in msgspec.json.decode(letter["body"], type=Receipts).rows] == ["b"]
+    assert letter["reason"] == "holds U+0000"
+
+
+async def run_as_owner(database, sql):
+    connection = await asyncpg.connect(database.url())
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def test_of_many_receipts_in_one_record_only_those_that_postgresql_refuses_are_set_aside(stage, story, counts, database):
+    await run_as_owner(database, "alter table ledger.receipt add constraint no_b check (instance not in ('b', 'd'))")
+    v = story.version(received=0)
+    said = [story.answer(name, v, "applied", 5) for name in "abcd"]
+    await stage.receipts(*(story.subscribed(each.instance, -1) for each in said))
+    await stage.commit(v, at=2)
+    async with stage.leading() as term:
+        await stage.raw_receipt(msgspec.json.encode(Receipts.of(said)))
+        await stage.receipts(story.answer("e", v, "applied", 6))
+        await stage.caught_up(term)
+        assert counts(await stage.report(1)) == {"applied": 2, "missing": 2}
+    [letter] = await dead_letters(stage)
+    assert [row.instance for row in msgspec.json.decode(letter["body"], type=Receipts).rows] == ["b", "d"]
+    assert letter["reason"] == "PostgreSQL refuses it: CheckViolationError"
 
 
 async def test_setting_aside_again_makes_no_second_letter(stage, story, database):
@@ -96,14 +136,19 @@ def test_what_does_not_fit_the_tables_is_refused_at_the_door_and_never_repeated(
 
 def test_a_reason_that_only_mentions_u0000_is_fine(story):
     good = story.answer("a", story.version(received=0), "rejected", 5, reason="the text \\u0000 is not allowed")
-    assert intake.from_sync(msgspec.json.encode(good), story.at(10)) == good
+    assert intake.from_sync(msgspec.json.encode(good), story.at(10)) == Receipts.of([good])
+
+
+def kept(event):
+    [row] = Receipts.of([event]).rows
+    return intake.answer_in(event.state, row)
 
 
 def test_a_clock_ahead_is_corrected_and_a_long_reason_is_cut(story):
     v = story.version(received=0)
-    assert intake.answer_in(story.answer("a", v, "applied", 99_000, taken=10)).applied_at_us == story.at(10)
-    assert len(intake.answer_in(story.answer("a", v, "rejected", 5, reason="x" * 5000)).reason) == intake.MAX_REASON
-    assert intake.answer_in(story.answer("a", v, "rejected", 5, reason="")).reason is None
+    assert kept(story.answer("a", v, "applied", 99_000, taken=10)).applied_at_us == story.at(10)
+    assert len(kept(story.answer("a", v, "rejected", 5, reason="x" * 5000)).reason) == intake.MAX_REASON
+    assert kept(story.answer("a", v, "rejected", 5, reason="")).reason is None
 
 
 def test_an_event_whose_parts_do_not_belong_together_is_refused(story):

@@ -192,7 +192,7 @@ class Region:
 
     def answer(self, version: str, instance: str, subscription: int) -> frames.State | None:
         found = self.ledger.answers.get((version, instance, subscription))
-        return found[1].state if found else None
+        return found[2].state if found else None
 
 
 class Tail:

@@ -19,8 +19,10 @@ from heliograph.core.records import Cursor
 from heliograph.core.replica import Assembler, Replica
 from heliograph.core.trust import Trust
 from heliograph.runtime import problems
+from heliograph.runtime.clock import now_us
 from heliograph.services.sync import environment as environments
 from heliograph.services.sync import hub as hubs
+from heliograph.services.sync import turns
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.kept import Kept
@@ -149,6 +151,69 @@ async def test_a_publish_in_the_middle_of_a_storm_does_not_wait_for_its_end(auth
     await node.rest([pipe for _, pipe in ready + storm], 3)
     for _, pipe in ready[:3] + storm[:3] + storm[-3:]:
         assert node.believed(pipe).configs == {"limits": {"max": 2}}
+
+
+@pytest.fixture
+async def walking(authority, monkeypatch) -> tuple[Node, list[tuple[Connection, Pipe]]]:
+    """A hub in the middle of a fan-out to five hundred."""
+    node = Node(authority)
+    crowd = [node.connect() for _ in range(500)]
+    for connection, _ in crowd:
+        node.hello(connection)
+    await node.rest([pipe for _, pipe in crowd], 2)
+    monkeypatch.setattr(hubs, "SLICE_US", 0)
+    monkeypatch.setattr(turns, "SLICE_BEHIND_US", 0)
+    node.publish(limits={"max": 2})
+    await asyncio.sleep(0)
+    assert node.hub._is_fanning()
+    return node, crowd
+
+
+def acknowledged(pipe: Pipe) -> list[frames.HeartbeatAck]:
+    told = [msgspec.json.decode(each, type=frames.FromServer) for each in pipe.sent]
+    return [each for each in told if isinstance(each, frames.HeartbeatAck)]
+
+
+def said(number: int) -> bytes:
+    return msgspec.json.encode(frames.Heartbeat(sent_at_us=number))
+
+
+async def test_what_clients_say_during_a_fan_out_waits_until_all_have_the_version(walking):
+    node, crowd = walking
+    for connection, _ in crowd:
+        for number in range(2):
+            node.hub.take(connection, said(number))
+    came_us = now_us()
+    assert not any(acknowledged(pipe) for _, pipe in crowd)
+    async with asyncio.timeout(DEADLINE_S):
+        while node.hub._is_fanning():
+            assert not any(acknowledged(pipe) for _, pipe in crowd)
+            await asyncio.sleep(0)
+    node.hub.take(crowd[-1][0], said(2))  # behind what it said before
+    async with asyncio.timeout(DEADLINE_S):
+        while not all(len(acknowledged(pipe)) >= 2 for _, pipe in crowd) or len(acknowledged(crowd[-1][1])) < 3:
+            await asyncio.sleep(0)
+    assert [each.echo_us for each in acknowledged(crowd[-1][1])] == [0, 1, 2]
+    assert all(each.received_at_us <= came_us for _, pipe in crowd[:-1] for each in acknowledged(pipe))
+
+
+async def test_what_a_client_said_before_it_left_is_heard(walking):
+    node, crowd = walking
+    connection, pipe = crowd[0]
+    node.hub.take(connection, said(1))
+    node.hub.gone(connection)
+    assert len(acknowledged(pipe)) == 1
+    assert connection not in node.hub
+
+
+async def test_what_is_put_off_is_bounded(walking, monkeypatch):
+    node, crowd = walking
+    monkeypatch.setattr(hubs, "MAX_EARLY_BYTES", 100)
+    connection, pipe = crowd[0]
+    for number in range(10):
+        node.hub.take(connection, said(number))
+    assert [each.echo_us for each in acknowledged(pipe)] == list(range(len(acknowledged(pipe))))
+    assert len(acknowledged(pipe)) > 5
 
 
 async def test_what_is_said_behind_an_unheard_hello_is_bounded(authority, monkeypatch):

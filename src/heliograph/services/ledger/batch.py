@@ -10,12 +10,12 @@ from heliograph.core.errors import Invalid
 from heliograph.core.events import (
     DeletedEvent,
     FannedOut,
-    FromSync,
     HeadEvent,
     NodeAlive,
     PurgeEvent,
-    Received,
+    Receipts,
     RevokedEvent,
+    Row,
     Subscribed,
     Unsubscribed,
     VersionEvent,
@@ -39,16 +39,24 @@ class Poison:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Receipts, and what is kept of each row."""
+
+    event: Receipts
+    answers: list[Answer]
+
+
 @dataclass(slots=True)
 class Batch:
     """``events``: all events of stream ``receipts`` in their order, for the board; the rest: rows, the last or best of each key."""
 
-    events: list[FromSync] = field(default_factory=list)
+    events: list[Subscribed | Unsubscribed | Answers | FannedOut | NodeAlive] = field(default_factory=list)
     subscribed: dict[Slot, Subscribed] = field(default_factory=dict)
     unsubscribed: dict[Slot, Unsubscribed] = field(default_factory=dict)
-    answers: dict[Key, tuple[Received, Answer]] = field(default_factory=dict)
-    runs: dict[Slot, Received] = field(default_factory=dict)
-    latest: dict[Slot, Received] = field(default_factory=dict)
+    answers: dict[Key, tuple[Receipts, Row, Answer]] = field(default_factory=dict)
+    runs: dict[Slot, tuple[Receipts, Row]] = field(default_factory=dict)
+    latest: dict[Slot, tuple[Receipts, Row]] = field(default_factory=dict)
     fan_outs: dict[tuple[Address, Point, str], FannedOut] = field(default_factory=dict)
     nodes: dict[str, NodeAlive] = field(default_factory=dict)
     commits: dict[str, tuple[Commit, str | None]] = field(default_factory=dict)
@@ -57,14 +65,26 @@ class Batch:
     poison: list[Poison] = field(default_factory=list)
 
     def add(self, record: Record, now_us: int) -> None:
-        """Never raises for what a record says: one that cannot be read becomes poison."""
+        """Never raises for what a record says: one that cannot be read becomes poison; of one with many receipts, those that cannot."""
         try:
             if record.stream is Stream.RECEIPTS:
                 self._add_from_sync(intake.from_sync(record.body, now_us))
             else:
                 self._add_from_registry(record)
         except Invalid as error:
-            self.poison.append(Poison(record, error.detail))
+            self._add_apart(record, error.detail, now_us)
+
+    def _add_apart(self, record: Record, reason: str, now_us: int) -> None:
+        parts = intake.parts_of(record.body) if record.stream is Stream.RECEIPTS else [record.body]
+        refused = []
+        for part in parts if len(parts) > 1 else ():
+            try:
+                self._add_from_sync(intake.from_sync(part, now_us))
+            except Invalid as error:
+                refused.append(part)
+                reason = error.detail
+        body = intake.joined(refused) if refused else record.body
+        self.poison.append(Poison(msgspec.structs.replace(record, body=body), reason))
 
     def add_current(self, current: CurrentHead) -> None:
         """An environment's head as its owner says it, after records were missed. Its version's story was not followed."""
@@ -82,14 +102,15 @@ class Batch:
         )
         self.heads[address] = (head, current.head.payload)
 
-    def _add_from_sync(self, event: FromSync) -> None:
+    def _add_from_sync(self, event: intake.Told) -> None:
         match event:
             case Subscribed():
                 self._add_subscribed(event)
             case Unsubscribed():
                 self.unsubscribed.setdefault((event.connection, event.subscription), event)
-            case Received():
-                self._add_received(event)
+            case Receipts():
+                self.events.append(Answers(event, [self._add_row(event, row) for row in event.rows]))
+                return
             case FannedOut():
                 key = Address(event.namespace, event.environment), Point(event.epoch, event.number), event.node
                 self.fan_outs.setdefault(key, event)
@@ -106,16 +127,20 @@ class Batch:
         if event.declares is not None and known is not event:
             self.subscribed[key] = msgspec.structs.replace(known, declares=event.declares)
 
-    def _add_received(self, event: Received) -> None:
-        key, slot, answer = (event.version, event.instance, event.subscription), _slot(event), intake.answer_in(event)
+    def _add_row(self, event: Receipts, row: Row) -> Answer:
+        answer = intake.answer_in(event.state, row)
+        key, slot = (event.version, row.instance, row.subscription), (row.connection, row.subscription)
         known = self.answers.get(key)
-        if known is None or better(known[1], answer) is not known[1]:
-            self.answers[key] = (event, answer)
-        runs, latest = self.runs.get(slot), self.latest.get(slot)
-        if event.state in ("applied", "unaffected") and (runs is None or _point(event) > _point(runs)):
-            self.runs[slot] = event
-        if latest is None or event.received_at_us >= latest.received_at_us:
-            self.latest[slot] = event
+        if known is None or better(known[2], answer) is not known[2]:
+            self.answers[key] = (event, row, answer)
+        latest = self.latest.get(slot)
+        if latest is None or row.received_at_us >= latest[1].received_at_us:
+            self.latest[slot] = (event, row)
+        if event.state in ("applied", "unaffected"):
+            runs = self.runs.get(slot)
+            if runs is None or (event.epoch, event.number) > (runs[0].epoch, runs[0].number):
+                self.runs[slot] = (event, row)
+        return answer
 
     def _add_from_registry(self, record: Record) -> None:
         event = intake.from_registry(record.body)
@@ -132,14 +157,6 @@ class Batch:
         known = self.heads.get(address)
         if known is None or _order(head) > _order(known[0]):
             self.heads[address] = (head, event.head.payload)
-
-
-def _slot(event: Received) -> Slot:
-    return event.connection, event.subscription
-
-
-def _point(event: Received) -> Point:
-    return Point(event.epoch, event.number)
 
 
 def _order(head: Head) -> tuple[int, int, str]:

@@ -12,16 +12,24 @@ than they do. Three rules decide who counts:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
-from heliograph.core.events import FannedOut, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.events import FannedOut, NodeAlive, Receipts, Subscribed, Unsubscribed
 from heliograph.core.frames import Fingerprint
 from heliograph.services.ledger.answers import Address, Answer, Point
 from heliograph.services.ledger.propagation import AWAITED, Commit, Hop, Profile, Propagation, Status
 from heliograph.services.ledger.report import milliseconds
 
 MAX_LABELS = 8  # of one instance, in its group keys
+NOBODY: frozenset[int] = frozenset()
+
+
+@lru_cache(maxsize=256)
+def only_one(subscription: int) -> frozenset[int]:
+    """Nearly all instances have one subscription, and its number is the same for most."""
+    return frozenset((subscription,))
 
 
 @dataclass(slots=True)
@@ -45,11 +53,15 @@ class Instance:
     awaiting: dict[Point, Propagation] = field(default_factory=dict)
 
     def subscribed_at(self, at_us: int) -> frozenset[int]:
+        if len(self.intervals) == 1:
+            [((_, subscription), only)] = self.intervals.items()
+            return only_one(subscription) if only.contains(at_us) else NOBODY
         return frozenset(subscription for (_, subscription), each in self.intervals.items() if each.contains(at_us))
 
     def reach(self, subscription: int, point: Point) -> bool:
         """False when it had been there before."""
-        if point <= self.reached.get(subscription, Point(0, 0)):
+        known = self.reached.get(subscription)
+        if known is not None and point <= known:
             return False
         self.reached[subscription] = point
         return True
@@ -186,18 +198,24 @@ class Board:
         interval.until_us = event.at_us if interval.until_us is None else min(interval.until_us, event.at_us)
         self._reconsider(environment, event.instance, instance, interval.until_us)
 
-    def received(self, event: Received, answer: Answer) -> None:
-        self._heard(event.node, event.received_at_us)
+    def received(self, event: Receipts, answers: Sequence[Answer]) -> None:
+        """``answers``: what is kept of each row."""
         environment = self._environment(Address(event.namespace, event.environment))
         point = Point(event.epoch, event.number)
         propagation = environment.open.get(point)
-        instance = environment.instances.get(event.instance)
-        if propagation is not None and propagation.commit.version == event.version:
-            propagation.answered(event.instance, event.subscription, answer)
-            if instance is not None and event.instance in propagation.participants:
-                self._assess(propagation, event.instance, instance)
-        if instance is not None and answer.state in ("applied", "unaffected"):
-            self._advance(event.instance, instance, event.subscription, point)
+        if propagation is not None and propagation.commit.version != event.version:
+            propagation = None
+        reached = event.state in ("applied", "unaffected")
+        for row, answer in zip(event.rows, answers, strict=True):
+            name, instance = row.instance, environment.instances.get(row.instance)
+            if propagation is not None:
+                propagation.answered(name, row.subscription, answer)
+                if instance is not None and name in propagation.participants:
+                    self._assess(propagation, name, instance)
+            if instance is not None and reached:
+                self._advance(name, instance, row.subscription, point)
+        if answers:
+            self._heard(event.node, max(answer.received_at_us for answer in answers))
 
     def fanned_out(self, event: FannedOut) -> None:
         self._heard(event.node, event.done_at_us)
@@ -205,7 +223,7 @@ class Board:
         propagation = environment.open.get(Point(event.epoch, event.number))
         if propagation is None or event.node in propagation.hops:
             return
-        propagation.hops[event.node] = Hop(event.logged_at_us, event.started_at_us, event.done_at_us, event.recipients)
+        propagation.passed(event.node, Hop(event.logged_at_us, event.started_at_us, event.done_at_us, event.recipients))
         self._hop("log", propagation, event.logged_at_us)
         self._hop("fan_out", propagation, event.done_at_us)
         self._news.touched[propagation] = None
@@ -251,23 +269,34 @@ class Board:
     # --- consequences ---
 
     def _environment(self, address: Address) -> Environment:
-        return self._environments.setdefault(address, Environment())
+        environment = self._environments.get(address)
+        if environment is None:
+            environment = self._environments[address] = Environment()
+        return environment
 
     def _heard(self, name: str, at_us: int) -> None:
-        node = self._nodes.setdefault(name, Node(at_us))
-        node.alive_at_us = max(node.alive_at_us, at_us)
+        node = self._nodes.get(name)
+        if node is None:
+            self._nodes[name] = Node(at_us)
+        else:
+            node.alive_at_us = max(node.alive_at_us, at_us)
 
     def _hop(self, name: str, propagation: Propagation, at_us: int) -> None:
         self._news.hops.append((name, _seconds(propagation, at_us)))
 
     def _present(self, instance: Instance) -> frozenset[int] | None:
         """Live subscriptions on nodes that are alive; None when all of them are on lost ones."""
+        if len(instance.intervals) == 1:  # as nearly all
+            [((_, subscription), only)] = instance.intervals.items()
+            if only.until_us is not None:
+                return NOBODY
+            return None if self._nodes[only.node].lost else only_one(subscription)
         live = list(instance.live())
         known = frozenset(subscription for subscription, each in live if not self._nodes[each.node].lost)
         return None if live and not known else known
 
     def _advance(self, name: str, instance: Instance, subscription: int, point: Point) -> None:
-        if not instance.reach(subscription, point):
+        if not instance.reach(subscription, point) or not instance.awaiting:
             return
         for earlier in [each for awaited, each in instance.awaiting.items() if awaited < point]:
             self._assess(earlier, name, instance)

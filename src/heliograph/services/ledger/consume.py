@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Final, cast
 
+import msgspec
 import structlog
 
 from heliograph.core.errors import HeliographError
@@ -20,6 +21,7 @@ from heliograph.eventlog.dead_letters import set_aside
 from heliograph.eventlog.ports import Gap, Log, Marks, Record, Stream
 from heliograph.runtime.postgres import Pool
 from heliograph.runtime.retry import until_available
+from heliograph.services.ledger import intake
 from heliograph.services.ledger.batch import Batch, Poison
 from heliograph.services.ledger.ledger import Ledger
 from heliograph.services.ledger.ports import CurrentHead, Registry
@@ -29,7 +31,9 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 STREAMS: Final = (Stream.VERSIONS, Stream.RECEIPTS)
-MAX_RECORDS: Final = 2000  # a transaction of some 50 ms; more would make waiters wait for each other
+MAX_RECORDS: Final = 2000
+MAX_BYTES: Final = 512 * 1024
+"""Of records in one transaction, some 4,000 receipts: more would make waiters wait for each other."""
 GATHER_S: Final = 0.02
 UNHURRIED_S: Final = 0.08
 """Records of one fan-out come in a burst: wait for more of them than the first, and let the fan-out have the machine meanwhile. Receipts that nobody
@@ -146,13 +150,14 @@ class Consumer:
         while True:
             records = await self._queue.get()
             await self._gather(records)
-            while len(records) < MAX_RECORDS and not self._queue.empty():
+            while _has_room(records) and not self._queue.empty():
                 records = records + self._queue.get_nowait()
-            started = asyncio.get_running_loop().time()
-            await self.take_in(records)
-            self._metrics.ledger_batch_seconds.observe(asyncio.get_running_loop().time() - started)
-            self._metrics.ledger_batch_records.observe(len(records))
-            self._advanced.set()
+            for portion in _portions(records):
+                started = asyncio.get_running_loop().time()
+                await self.take_in(portion)
+                self._metrics.ledger_batch_seconds.observe(asyncio.get_running_loop().time() - started)
+                self._metrics.ledger_batch_records.observe(len(portion))
+                self._advanced.set()
 
     async def _gather(self, records: Sequence[Record]) -> None:
         await asyncio.sleep(GATHER_S)
@@ -175,7 +180,23 @@ class Consumer:
                 await self.take_in(records[:half])
                 await self.take_in(records[half:])
             else:
-                await self._commit(Batch(poison=[Poison(records[0], _refused(error))]), records)
+                await self._take_apart(records[0], _refused(error))
+
+    async def _take_apart(self, record: Record, reason: str) -> None:
+        """It is refused. Of many receipts in it, those that are not are taken in before the mark; all of it is repeated after a crash in between."""
+        parts = intake.parts_of(record.body) if record.stream is Stream.RECEIPTS else [record.body]
+        refused = [part for part in parts if not await self._takes(record, part)] if len(parts) > 1 else parts
+        poison = [Poison(msgspec.structs.replace(record, body=intake.joined(refused)), reason)] if refused else []
+        await self._commit(Batch(poison=poison), [record])
+
+    async def _takes(self, record: Record, part: bytes) -> bool:
+        batch = Batch()
+        batch.add(msgspec.structs.replace(record, body=part), self._now_us())
+        try:
+            await self._write(batch, {})
+        except UNREADABLE:
+            return False
+        return not batch.poison
 
     async def take_in_again(self, record: Record) -> str | None:
         """One that was set aside before; the log's marks stay. Returns what is wrong with it still. Raises Unavailable."""
@@ -198,6 +219,7 @@ class Consumer:
 
     async def _write(self, batch: Batch, progress: dict[Stream, Progress]) -> None:
         async with self._writer.transaction():
+            await self._writer.not_flushed()
             earlier = await self._writer.write(batch)
             asides = await self._writer.set_rejections_aside(batch)
             for stream, reached in progress.items():
@@ -206,7 +228,7 @@ class Consumer:
         self._ledger.took_in(batch, earlier)
         self._metrics.dead_letters.labels("deliveries").inc(asides.count("new"))
         self._metrics.dead_letters_failed_again.labels("deliveries").inc(asides.count("again"))
-        for state, count in Counter(answer.state for _, answer in batch.answers.values()).items():
+        for state, count in Counter(answer.state for _, _, answer in batch.answers.values()).items():
             self._metrics.receipts.labels(state).inc(count)
 
     def _after(self, records: Sequence[Record]) -> dict[Stream, Progress]:
@@ -214,6 +236,22 @@ class Consumer:
         for record in records:
             marks.setdefault(record.stream, dict(self._progress[record.stream].marks))[record.shard] = record.mark
         return {stream: Progress(self._progress[stream].identity, reached) for stream, reached in marks.items()}
+
+
+def _has_room(records: Sequence[Record]) -> bool:
+    return len(records) < MAX_RECORDS and sum(len(each.body) for each in records) < MAX_BYTES
+
+
+def _portions(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """For one transaction each."""
+    portion: list[Record] = []
+    for each in records:
+        portion.append(each)
+        if not _has_room(portion):
+            yield portion
+            portion = []
+    if portion:
+        yield portion
 
 
 def _refused(error: Exception) -> str:

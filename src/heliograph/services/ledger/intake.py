@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -13,17 +13,19 @@ from heliograph.core.errors import Invalid
 from heliograph.core.events import (
     FannedOut,
     FromRegistry,
-    FromSync,
     HeadEvent,
+    InReceipts,
     NodeAlive,
     PurgeEvent,
+    Receipts,
     Received,
     RevokedEvent,
+    Row,
     Subscribed,
     Unsubscribed,
     VersionEvent,
 )
-from heliograph.core.frames import MAX_DECLARED, MAX_DECLARED_SCHEMA
+from heliograph.core.frames import MAX_DECLARED, MAX_DECLARED_SCHEMA, State
 from heliograph.core.records import Head, Version
 from heliograph.core.times import to_us
 from heliograph.services.ledger.answers import Address, Answer, Point
@@ -37,15 +39,21 @@ MAX_SELECTORS: Final = 256
 MAX_INT: Final = 2**53 - 1
 DAY_US: Final = 86_400_000_000  # a clock a day off is broken, and receipts are kept by day
 
-_from_sync: Final[msgspec.json.Decoder[FromSync]] = msgspec.json.Decoder(FromSync)
+_from_sync: Final[msgspec.json.Decoder[InReceipts]] = msgspec.json.Decoder(InReceipts)
 _from_registry: Final[msgspec.json.Decoder[FromRegistry]] = msgspec.json.Decoder(FromRegistry)
 _R = TypeVar("_R", Version, Head)
 _E = TypeVar("_E")
 
 
-def from_sync(body: bytes, now_us: int) -> FromSync:
+Told = Subscribed | Unsubscribed | Receipts | FannedOut | NodeAlive
+"""What a record of stream ``receipts`` comes to: one receipt is `Receipts` with one row."""
+
+
+def from_sync(body: bytes, now_us: int) -> Told:
     """The event in a record of stream ``receipts``. Raises Invalid with what is wrong, never with what it says."""
     event = _decoded(_from_sync, body)
+    if isinstance(event, Received):
+        event = Receipts.of([event])
     _check_texts(body, event)
     match event:
         case Subscribed():
@@ -55,9 +63,8 @@ def from_sync(body: bytes, now_us: int) -> FromSync:
             _check_ids(event.instance, event.connection, event.node)
             _check_numbers(event.subscription)
             _check_times(now_us, event.at_us)
-        case Received():
-            _check_received(event)
-            _check_times(now_us, event.received_at_us)
+        case Receipts():
+            _check_receipts(event, now_us)
         case FannedOut():
             _check_ids(event.node)
             _check_numbers(event.epoch, event.number, event.recipients)
@@ -120,12 +127,31 @@ def bounded(reason: str | None) -> str | None:
     return (reason or "")[:MAX_REASON] or None
 
 
-def answer_in(event: Received) -> Answer:
+def parts_of(body: bytes) -> list[bytes]:
+    """A record of many receipts as records of one each; any other one, also one that cannot be read, as it is."""
+    try:
+        event = _from_sync.decode(body)
+    except (ValueError, RecursionError):
+        return [body]
+    if not isinstance(event, Receipts):
+        return [body]
+    return [msgspec.json.encode(msgspec.structs.replace(event, rows=(row,))) for row in event.rows]
+
+
+def joined(parts: Sequence[bytes]) -> bytes:
+    """The inverse of `parts_of`, of some of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    events = [msgspec.json.decode(each, type=Receipts) for each in parts]
+    return msgspec.json.encode(msgspec.structs.replace(events[0], rows=tuple(row for each in events for row in each.rows)))
+
+
+def answer_in(state: State, row: Row) -> Answer:
     """What is kept of a receipt. A time that cannot be (later than the receipt, more than a day before) is the receipt's own."""
-    plausible = event.received_at_us - DAY_US < event.applied_at_us < event.received_at_us
-    return Answer(
-        event.state, bounded(event.reason), event.applied_at_us if plausible else event.received_at_us, event.received_at_us
-    )
+    received_at_us, applied_at_us = row.received_at_us, row.applied_at_us
+    if not received_at_us - DAY_US < applied_at_us < received_at_us:
+        applied_at_us = received_at_us
+    return Answer(state, bounded(row.reason) if row.reason else None, applied_at_us, received_at_us)
 
 
 def _decoded(decoder: msgspec.json.Decoder[_E], body: bytes) -> _E:
@@ -191,11 +217,18 @@ def _check_declared(declares: dict[str, str]) -> None:
         raise Invalid("more schemas are declared than the limit")
 
 
-def _check_received(event: Received) -> None:
-    _check_ids(event.instance, event.connection, event.node)
-    _check_trace(event.trace)
+def _check_receipts(event: Receipts, now_us: int) -> None:
+    _check_ids(event.node)
     _check_version(event.version)
-    _check_numbers(event.subscription, event.epoch, event.number)
+    _check_numbers(event.epoch, event.number)
+    latest_us = now_us + DAY_US
+    for row in event.rows:
+        if not (0 < len(row.instance) <= MAX_ID and 0 < len(row.connection) <= MAX_ID and 0 <= row.received_at_us <= latest_us):
+            _check_ids(row.instance, row.connection)
+            _check_times(now_us, row.received_at_us)
+        if row.trace is not None:
+            _check_trace(row.trace)
+        _check_numbers(row.subscription)
 
 
 def _check_ids(*ids: str) -> None:
@@ -216,8 +249,9 @@ def _check_version(version: str) -> None:
 
 
 def _check_numbers(*numbers: int) -> None:
-    if not all(0 <= each <= MAX_INT for each in numbers):
-        raise Invalid("a number is negative or above 2^53 - 1")
+    for each in numbers:
+        if not 0 <= each <= MAX_INT:
+            raise Invalid("a number is negative or above 2^53 - 1")
 
 
 def _check_times(now_us: int, *times_us: int) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from heliograph.core.errors import NotFound
-from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed, Unsubscribed
+from heliograph.core.events import FannedOut, NodeAlive, Subscribed, Unsubscribed
 from heliograph.services.ledger.answers import Address
-from heliograph.services.ledger.batch import Batch
+from heliograph.services.ledger.batch import Answers, Batch
 from heliograph.services.ledger.board import Board
-from heliograph.services.ledger.intake import answer_in
 from heliograph.services.ledger.postgres import Earlier, Tables
 from heliograph.services.ledger.propagation import Propagation
 from heliograph.services.ledger.report import Report
@@ -120,14 +119,14 @@ class Ledger:
         self.horizon_us = max(self.horizon_us, horizon_us)
         self._tell_all()
 
-    def _place(self, event: FromSync) -> None:
+    def _place(self, event: Subscribed | Unsubscribed | Answers | FannedOut | NodeAlive) -> None:
         match event:
             case Subscribed():
                 self.board.subscribed(event)
             case Unsubscribed():
                 self.board.unsubscribed(event)
-            case Received():
-                self.board.received(event, answer_in(event))
+            case Answers():
+                self.board.received(event.event, event.answers)
             case FannedOut():
                 self.board.fanned_out(event)
             case NodeAlive():

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 
 from heliograph.core.digest import digest
-from heliograph.core.events import Received, Unsubscribed
+from heliograph.core.events import Receipts, Received, Row, Unsubscribed
 from heliograph.core.frames import Fingerprint
 from heliograph.core.records import Head
 from heliograph.runtime.postgres import Connection, Pool, translating
@@ -97,6 +97,11 @@ class Writer:
         marks = msgspec.json.encode({str(shard): mark for shard, mark in progress.marks.items()}).decode()
         await self._run("set_mark", stream, progress.identity, marks)
 
+    async def not_flushed(self) -> None:
+        """The transaction need not be on disk when it is over: should the server crash, its effects and its marks are gone together, and the log
+        tells them again. What is committed later, and flushed, is never there without it."""
+        await self._connection.fetchval(SQL["not_flushed"])
+
     async def write(self, batch: Batch) -> dict[str, Earlier]:
         """Stores all effects; for each version that is new, by id, what had been stored of it before."""
         await self._write_subscriptions(batch)
@@ -150,9 +155,9 @@ class Writer:
     async def set_rejections_aside(self, batch: Batch) -> list[Aside]:
         """Groups what instances refuse into dead letters: one for each (version, reason), at most `MAX_GROUPS` of a version."""
         found: dict[tuple[str, str], Received] = {}
-        for event, answer in batch.answers.values():
+        for event, row, answer in batch.answers.values():
             if answer.state == "rejected":
-                found[event.version, answer.reason or NO_REASON] = event
+                found[event.version, answer.reason or NO_REASON] = event.received(row)
         return [await self._set_rejection_aside(event, reason) for (_, reason), event in found.items()]
 
     async def _set_rejection_aside(self, event: Received, reason: str) -> Aside:
@@ -221,14 +226,11 @@ class Writer:
         await self._columns(
             "store_answers",
             (
-                (
-                    e.version, e.instance, e.subscription, a.state, a.reason, a.applied_at_us, a.received_at_us, e.connection, e.node,
-                    e.trace,
-                )
-                for e, a in batch.answers.values()
+                (e.version, r.instance, r.subscription, *answer, r.connection, e.node, r.trace)
+                for e, r, answer in batch.answers.values()
             ),
-        )  # fmt: skip
-        await self._columns("note_answers", (_noted(e, batch.runs.get(slot)) for slot, e in batch.latest.items()))
+        )
+        await self._columns("note_answers", (_noted(*latest, batch.runs.get(slot)) for slot, latest in batch.latest.items()))
 
     async def _write_nodes(self, batch: Batch) -> None:
         nodes, fan_outs = batch.nodes.values(), batch.fan_outs.items()
@@ -347,10 +349,10 @@ def _digests(declares: dict[str, str]) -> str:
     return msgspec.json.encode({name: digest("schema", text.encode()) for name, text in declares.items()}).decode()
 
 
-def _noted(latest: Received, runs: Received | None) -> tuple[Any, ...]:
-    answered = latest.number, latest.state, bounded(latest.reason), latest.received_at_us
-    reached = (runs.epoch, runs.number, runs.version, runs.received_at_us) if runs else (None, None, None, None)
-    return latest.connection, latest.subscription, *answered, *reached
+def _noted(event: Receipts, row: Row, runs: tuple[Receipts, Row] | None) -> tuple[Any, ...]:
+    answered = event.number, event.state, bounded(row.reason) if row.reason else None, row.received_at_us
+    reached = (runs[0].epoch, runs[0].number, runs[0].version, runs[1].received_at_us) if runs else (None, None, None, None)
+    return row.connection, row.subscription, *answered, *reached
 
 
 def _commit(row: asyncpg.Record) -> Commit:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from math import ceil
 
@@ -15,6 +16,7 @@ from heliograph.services.ledger.report import (
     MAX_REJECTIONS,
     Group,
     Groups,
+    Percentiles,
     Rejection,
     Report,
     Times,
@@ -36,6 +38,7 @@ class Status(StrEnum):
 
 
 _STATUS = {status.value: status for status in Status}
+NOTHING: dict[int, Answer] = {}
 AWAITED = frozenset({Status.LEFT, Status.MISSING})  # one that left may come back and answer while the propagation is open
 
 
@@ -87,15 +90,21 @@ class Propagation:
     hops: dict[str, Hop] = field(default_factory=dict)
     counts: Counter[Status] = field(default_factory=Counter)
     changed_at_us: int = 0
+    _told: Report | None = None  # as long as nothing has changed since
 
     def answered(self, instance: str, subscription: int, answer: Answer) -> None:
         """Keeps the answer, also of an instance that does not count: its subscription record may come later."""
-        mine = self.answers.setdefault(instance, {})
-        known = mine.get(subscription)
-        mine[subscription] = better(known, answer) if known else answer
+        self._told = None
+        mine = self.answers.get(instance)
+        if mine is None:
+            self.answers[instance] = {subscription: answer}
+        else:
+            known = mine.get(subscription)
+            mine[subscription] = better(known, answer) if known else answer
 
     def expect(self, instance: str, subscriptions: frozenset[int], profile: Profile) -> None:
         """``instance`` was subscribed at the commit with exactly these; with none it does not take part."""
+        self._told = None
         known = self.participants.get(instance)
         if not subscriptions:
             self._drop(instance)
@@ -114,9 +123,11 @@ class Propagation:
         """
         who = self.participants[instance]
         status = self._status(instance, who, present, reached)
-        self.counts[who.status] -= 1
-        self.counts[status] += 1
-        who.status = status
+        self._told = None  # the time it was applied at may be another one, too
+        if status is not who.status:
+            self.counts[who.status] -= 1
+            self.counts[status] += 1
+            who.status = status
         return status
 
     @property
@@ -149,8 +160,18 @@ class Propagation:
     def fanned_out_at_us(self) -> int | None:
         return max((hop.done_at_us for hop in self.hops.values()), default=None)
 
+    def passed(self, node: str, hop: Hop) -> None:
+        """The node has fanned it out."""
+        self._told = None
+        self.hops[node] = hop
+
     def report(self) -> Report:
-        """The story so far. Work grows with the participants: about 3 ms for a thousand."""
+        """The story so far. Work grows with the participants, about 3 ms for a thousand, and is done once until something changes."""
+        if self._told is None:
+            self._told = self._report()
+        return self._told
+
+    def _report(self) -> Report:
         counts, commit = self.counts, self.commit
         return Report(
             namespace=commit.address.namespace,
@@ -186,7 +207,10 @@ class Propagation:
     def _status(self, instance: str, who: Participant, present: frozenset[int] | None, reached: dict[int, Point]) -> Status:
         # an instance that came back with other subscriptions answers on those
         needed = (who.subscriptions & present or present or who.subscriptions) if present else who.subscriptions
-        answers = self.answers.get(instance, {})
+        answers = self.answers.get(instance, NOTHING)
+        if len(needed) == 1:
+            [only] = needed  # as nearly all have
+            return self._status_of_one(who, present, answers.get(only), reached.get(only))
         found = {self._said(answers.get(subscription), reached.get(subscription)) for subscription in needed}
         if Status.REJECTED in found:
             return Status.REJECTED
@@ -197,18 +221,29 @@ class Propagation:
             return Status.APPLIED
         return Status.SUPERSEDED if Status.SUPERSEDED in found else Status.UNAFFECTED
 
+    def _status_of_one(
+        self, who: Participant, present: frozenset[int] | None, answer: Answer | None, reached: Point | None
+    ) -> Status:
+        said = self._said(answer, reached)
+        if said is Status.APPLIED and answer is not None:
+            who.applied_at_us = answer.applied_at_us
+        if said is Status.MISSING and present is not None and not present:
+            return Status.LEFT
+        return said
+
     def _said(self, answer: Answer | None, reached: Point | None) -> Status:
         """``superseded`` counts only once the later version really runs."""
         if answer is not None and answer.state != "superseded":
             return _STATUS[answer.state]
         return Status.SUPERSEDED if reached is not None and reached > self.commit.point else Status.MISSING
 
-    def _applied_ms(self, who: Participant) -> float:
-        return milliseconds(self.commit.received_at_us, who.applied_at_us)
+    def _applied(self, members: Iterable[Participant]) -> Percentiles:
+        times_us = [who.applied_at_us for who in members if who.status is Status.APPLIED]
+        return percentiles(times_us, partial(milliseconds, self.commit.received_at_us))
 
     def _times(self) -> Times:
         return Times(
-            applied=percentiles(self._applied_ms(who) for who in self.participants.values() if who.status is Status.APPLIED),
+            applied=self._applied(self.participants.values()),
             commit=milliseconds(self.commit.received_at_us, self.commit.committed_at_us),
             log=self.since_received_ms(self.logged_at_us),
             fan_out=self.since_received_ms(self.fanned_out_at_us),
@@ -227,8 +262,9 @@ class Propagation:
 
     def _group(self, members: list[Participant]) -> Group:
         counts = Counter(who.status for who in members)
-        times = percentiles(self._applied_ms(who) for who in members if who.status is Status.APPLIED)
-        return Group(len(members), counts[Status.APPLIED], counts[Status.REJECTED], counts[Status.MISSING], times)
+        return Group(
+            len(members), counts[Status.APPLIED], counts[Status.REJECTED], counts[Status.MISSING], self._applied(members)
+        )
 
     def _rejections(self) -> Iterator[Rejection]:
         for name in sorted(name for name, who in self.participants.items() if who.status is Status.REJECTED):

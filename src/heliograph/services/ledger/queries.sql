@@ -11,6 +11,10 @@ select identity, marks from ledger.mark where stream = $1;
 insert into ledger.mark (stream, identity, marks) values ($1, $2, $3::jsonb)
 on conflict (stream) do update set identity = excluded.identity, marks = excluded.marks, updated_at = now();
 
+-- name: not_flushed
+-- Of this transaction only. Whoever has its marks has its effects, and what a crash takes away is read from the log again.
+select set_config('synchronous_commit', 'off', true);
+
 -- name: add_subscriptions
 insert into ledger.subscription (connection, subscription, namespace, environment, instance, incarnation, node, region,
                                  fingerprint, view, since_us, runs_epoch, runs_number, runs_version, runs_since_us)

@@ -5,13 +5,15 @@ Times are milliseconds since the publish's first byte, unless they end in ``_us`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, Literal
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 MAX_GROUPS: Final = 20  # of each kind, the largest; labels are the instances' own words and may be many
 MAX_REJECTIONS: Final = 20
+
+V = TypeVar("V", int, float)
 
 
 class Percentiles(msgspec.Struct, frozen=True):
@@ -86,13 +88,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     digest: str | None = None
 
 
-def percentiles(values: Iterable[float]) -> Percentiles:
-    """Nearest rank: the p-th percentile is the smallest value that at least p % of all values do not exceed."""
+def percentiles(values: Iterable[V], shown: Callable[[V], float] = float) -> Percentiles:
+    """Nearest rank: the p-th percentile is the smallest value that at least p % of all values do not exceed. ``shown``: of a value, what stands in
+    the result; it keeps the order."""
     ordered = sorted(values)
     if not ordered:
         return Percentiles()
-    p50, p95, p99 = (ordered[_rank(percent, len(ordered))] for percent in (50, 95, 99))
-    return Percentiles(len(ordered), p50, p95, p99, ordered[-1])
+    p50, p95, p99 = (shown(ordered[_rank(percent, len(ordered))]) for percent in (50, 95, 99))
+    return Percentiles(len(ordered), p50, p95, p99, shown(ordered[-1]))
 
 
 def share_of(good: int, instances: int, left: int) -> float:

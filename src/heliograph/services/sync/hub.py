@@ -14,9 +14,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from random import random
-from typing import Final, Protocol, get_args
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -78,6 +78,8 @@ MAX_EARLY: Final = 2
 MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 """Messages of one connection, and bytes of all, that wait until somebody hears the hello in them."""
 _encode = msgspec.json.Encoder().encode
+Text = tuple[bytes, int]
+"""A message, and when it came."""
 Group = tuple[View, int]
 Take = Callable[[Content | None], None]
 """Gets a view that was gathered; None: it could not be."""
@@ -117,7 +119,7 @@ class Connection:
     slot: int = -1
     held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
     transfer: Transfer | None = None
-    early: list[bytes] | None = None  # what it has said and nobody has heard yet
+    early: list[Text] | None = None  # what it has said and nobody has heard yet
     unacknowledged: int = -1
     acknowledged: int = -1
     ack_due: bool = False
@@ -160,7 +162,6 @@ class Hub:
         self._metrics = metrics
         self._frames_received = metrics.frames_received.labels("text")
         self._frames_sent = metrics.frames_sent.labels("state")
-        self._receipts_taken = {state: metrics.receipts_taken.labels(state) for state in get_args(frames.State)}
         self._rooms: dict[tuple[str, str], Room] = {}
         self._connections: dict[Session, Connection] = {}
         self._instances: dict[str, Connection] = {}
@@ -170,6 +171,11 @@ class Hub:
         self._walks = 0  # that go on in the background
         self._polls = Polls(metrics, self._is_fanning)
         self._turns = Turns(self._is_fanning)
+        self._said = Turns(self._is_fanning)
+        """What clients say during a fan-out: by the thousand, and no version is to wait for it."""
+        self._acknowledgements = Turns(lambda: self._is_fanning() or len(self._said) > 0)
+        """Clients need them to forget, and have time; what is still to be said to the log has not."""
+        self._heard = 0
         self._transfers = Transfers(self._turns, settings.transfer_bytes, metrics, self._free)
         self._early_bytes = 0
         self.warm = False
@@ -360,37 +366,61 @@ class Hub:
 
     def take(self, connection: Connection, text: bytes) -> None:
         """A text message has come. The first, which costs most to answer and comes from thousands at once, is heard in its turn."""
-        self._frames_received.inc()
-        if connection.session.instance:
-            self._hear(connection, text)
-            return
+        self._heard += 1
+        if not connection.session.instance:
+            self._take_early(connection, text)
+        elif self._walks or self._said:
+            self._put_off(connection, text)
+        else:
+            self._hear(connection, text, now_us())
+
+    def _take_early(self, connection: Connection, text: bytes) -> None:
         if self._early_bytes + len(text) > MAX_EARLY_BYTES:
             self.close(connection, problems.OVERLOADED, "too many begin at once")
         elif connection.early is None:
-            self._early_bytes += len(text)
-            connection.early = [text]
+            self._keep_early(connection, text)
             self._turns.do(partial(self._begin_to_hear, connection))
         elif len(connection.early) < MAX_EARLY:
-            self._early_bytes += len(text)
-            connection.early.append(text)
+            self._keep_early(connection, text)
         else:
             self.close(connection, problems.PROTOCOL, "too much before the welcome")
 
-    def _begin_to_hear(self, connection: Connection) -> None:
-        for text in self._unheard(connection):
-            if connection.session in self._connections:
-                self._hear(connection, text)
+    def _put_off(self, connection: Connection, text: bytes) -> None:
+        """How much one may say is its allowance's matter; how much all say at once, that nothing is put off any more."""
+        if connection.early is None:
+            self._said.later(partial(self._begin_to_hear, connection))
+        self._keep_early(connection, text)
+        if self._early_bytes > MAX_EARLY_BYTES:
+            self._begin_to_hear(connection)
 
-    def _unheard(self, connection: Connection) -> list[bytes]:
+    def _keep_early(self, connection: Connection, text: bytes) -> None:
+        self._early_bytes += len(text)
+        if connection.early is None:
+            connection.early = []
+        connection.early.append((text, now_us()))
+
+    def _begin_to_hear(self, connection: Connection) -> None:
+        for text, at_us in self._unheard(connection):
+            if connection.session in self._connections:
+                self._hear(connection, text, at_us)
+
+    def _unheard(self, connection: Connection) -> list[Text]:
         early, connection.early = connection.early or [], None
-        self._early_bytes -= sum(map(len, early))
+        for text, _ in early:
+            self._early_bytes -= len(text)
         return early
 
-    def _hear(self, connection: Connection, text: bytes) -> None:
-        for effect in connection.session.take(text, now_us()):
+    def _hear(self, connection: Connection, text: bytes, at_us: int) -> None:
+        for effect in connection.session.take(text, at_us):
             if connection.session not in self._connections:
                 return
             self._do(connection, effect)
+
+    def gone(self, connection: Connection) -> None:
+        """Its client has left. What it said by then is heard, its receipts above all."""
+        if connection.session.instance:
+            self._begin_to_hear(connection)
+        self.disconnect(connection, "connection lost")
 
     def paused(self, connection: Connection) -> None:
         """Its socket is full: it leaves the fan-out, and must drain at a pace that even a slow line has. Said again when it has drained and is full
@@ -451,12 +481,12 @@ class Hub:
 
     def _do(self, connection: Connection, effect: Effect) -> None:
         match effect:
+            case Answered(receipt, seq):
+                self._store(connection, receipt, seq)
             case Send(frame):
                 connection.pipe.send(_encode(frame))
             case Close(code, reason):
                 self.close(connection, code, reason)
-            case Answered(receipt, seq):
-                self._store(connection, receipt, seq)
             case Reset():
                 self._reset(connection, effect)
             case Declared(subscribers):
@@ -546,9 +576,8 @@ class Hub:
         )
 
     def _store(self, connection: Connection, receipt: Received, seq: int) -> None:
-        self._receipts_taken[receipt.state].inc()
         connection.unacknowledged = max(connection.unacknowledged, seq)
-        self._outbox.put(receipt, receipt.instance, lambda: self._durable(connection, seq))
+        self._outbox.put(receipt, receipt.instance, partial(self._durable, connection, seq))
         if self._is_awaited(receipt):
             self._outbox.hurry()
 
@@ -560,27 +589,25 @@ class Hub:
     def _relay(self, connection: Connection, events: tuple[FromSync, ...], seq: int) -> None:
         """The outbox keeps order, so when the last one is durable all are."""
         for each in events:
-            if isinstance(each, Received):
-                self._receipts_taken[each.state].inc()
-                if self._is_awaited(each):
-                    self._outbox.hurry()
+            if isinstance(each, Received) and self._is_awaited(each):
+                self._outbox.hurry()
             durable = (lambda: self._durable(connection, seq)) if each is events[-1] else None
             if not self._outbox.put(each, each.node if isinstance(each, (FannedOut, NodeAlive)) else each.instance, durable):
                 self.close(connection, problems.OVERLOADED, "more than the log takes now; send it again later")
 
     def _durable(self, connection: Connection, seq: int) -> None:
-        """Acknowledges once per turn of the loop, whatever became durable in it."""
+        """Acknowledges once, whatever became durable until its turn."""
         connection.acknowledged = max(connection.acknowledged, seq)
         if not connection.ack_due and connection.session in self._connections:
             connection.ack_due = True
-            asyncio.get_running_loop().call_soon(self._acknowledge, connection)
+            self._acknowledgements.later(partial(self._acknowledge, connection))
 
     def _acknowledge(self, connection: Connection) -> None:
         if connection.paused_us or not connection.ack_due:  # when it takes again, all that was missed is one
             return
         connection.ack_due = False
         if connection.session in self._connections:
-            connection.pipe.send(_encode(frames.ReceiptAck(seq=connection.acknowledged)))
+            connection.pipe.send(_ack(connection.acknowledged))
 
     # --- bringing a subscriber up to date ---
 
@@ -804,6 +831,7 @@ class Hub:
                 self._reports.alive(len(self._connections))
                 next_sign = loop.time() + ALIVE_S
                 self._tell_age()
+            self._count_heard()
             for index, connection in enumerate(self._wheel.due(moment_us())):
                 self._look_after(connection, moment_us())
                 if index % SLICE == SLICE - 1:
@@ -844,6 +872,10 @@ class Hub:
             return NEVER_US
         return max(connection.heard_us, connection.pinged_us) + int(PATIENCE_HEARTBEATS * connection.session.heartbeat_us)
 
+    def _count_heard(self) -> None:
+        self._frames_received.inc(self._heard)
+        self._heard = 0
+
     def _count_slow(self, more: int) -> None:
         self._slow += more
         self._metrics.slow_consumers.set(self._slow)
@@ -865,6 +897,7 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._reports.alive(len(self._connections), leaving=True)
+        self._count_heard()
 
     def admit(self) -> None:
         """Raises NotReady, or Overloaded, when no more connections are taken."""
@@ -883,6 +916,12 @@ class Hub:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("fan_out_failed", exc_info=error)
+
+
+@lru_cache(maxsize=1024)
+def _ack(seq: int) -> bytes:
+    """Most clients are at the same one."""
+    return _encode(frames.ReceiptAck(seq=seq))
 
 
 def is_beyond(have: Cursor, head: Cursor) -> bool:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-import msgspec
 import structlog
 
 from heliograph.core.errors import HeliographError
-from heliograph.core.events import SHARDS, FromSync, shard_of
+from heliograph.core.events import FromSync, Received
 from heliograph.eventlog.ports import Appender, NewRecord
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.retry import delay
+from heliograph.services.sync.records import Told, records
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-BATCH: Final = 1000
+BATCH: Final = 2000
 MAX_WAITING: Final = 200_000
 GATHER_S: Final = 0.05
 """How long the first of a batch waits for more. Receipts come spread over a second: without it each would be a transaction of its own, and they would
 take the machine from the next version."""
-_encode = msgspec.json.Encoder().encode
 Durable = Callable[[], None]
+Waiting = tuple[FromSync, str, Durable | None]
 
 
 class Outbox:
@@ -35,23 +36,23 @@ class Outbox:
     def __init__(self, appender: Appender, metrics: Metrics) -> None:
         self._appender = appender
         self._metrics = metrics
-        self._waiting: list[tuple[NewRecord, Durable | None]] = []
+        self._waiting: list[Waiting] = []
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
         self._appending = asyncio.Lock()  # one batch after the other, whoever asks
+        self._on_their_way = 0
+        metrics.receipts_waiting.set_function(lambda: self.waiting)
 
     @property
     def waiting(self) -> int:
         """Events taken and not yet durable."""
-        return len(self._waiting)
+        return len(self._waiting) + self._on_their_way
 
     def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
         """`durable` is called once the event is. Only what has such a caller may be refused."""
         if durable is not None and len(self._waiting) > MAX_WAITING:
             return False
-        trace = getattr(event, "trace", None)
-        self._waiting.append((NewRecord(shard_of(key, shards=SHARDS), key, _encode(event), trace), durable))
-        self._metrics.receipts_waiting.set(len(self._waiting))
+        self._waiting.append((event, key, durable))
         self._work.set()
         if len(self._waiting) >= BATCH:
             self._hurry.set()
@@ -85,17 +86,24 @@ class Outbox:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
                 await self._append(batch)
-                self._metrics.receipts_waiting.set(len(self._waiting))
 
-    async def _append(self, batch: list[tuple[NewRecord, Durable | None]]) -> None:
+    def _records(self, told: list[Told]) -> list[NewRecord]:
+        return records(told)
+
+    async def _append(self, batch: list[Waiting]) -> None:
         started = now_us()
+        self._on_their_way = len(batch)
         try:
-            await self._until_appended([record for record, _ in batch])
+            await self._until_appended(self._records([(event, key) for event, key, _ in batch]))
         except asyncio.CancelledError:
             self._waiting = batch + self._waiting
             raise
+        finally:
+            self._on_their_way = 0
+        for state, count in Counter(event.state for event, _, _ in batch if isinstance(event, Received)).items():
+            self._metrics.receipts_taken.labels(state).inc(count)
         self._metrics.log_append_seconds.labels("receipts").observe((now_us() - started) / 1e6)
-        for _, durable in batch:
+        for _, _, durable in batch:
             if durable:
                 durable()
 
@@ -105,9 +113,7 @@ class Outbox:
             try:
                 await self._appender.append(records)
             except HeliographError as error:
-                log.warning(
-                    "receipts_not_appended", error=error.code, attempt=attempt, waiting=len(self._waiting) + len(records)
-                )
+                log.warning("receipts_not_appended", error=error.code, attempt=attempt, waiting=self.waiting)
                 await asyncio.sleep(delay(attempt, cap_s=2.0))
                 attempt += 1
             else:

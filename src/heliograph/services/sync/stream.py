@@ -141,11 +141,13 @@ class Stream:
         """Asks again about the tokens of open connections: the safety net below `revoked` events. Until cancelled."""
         while True:
             await asyncio.sleep(RECHECK_S)
-            for connection, text in list(self._tokens.items()):
+            for text in set(self._tokens.values()):
+                await asyncio.sleep(0)  # each may be one of thousands, and known
                 try:
                     await self._authenticator.principal(text)
                 except Unauthenticated:
-                    self.hub.close(connection, problems.REVOKED, "the token is no longer valid")
+                    for connection in [each for each, known in self._tokens.items() if known == text]:
+                        self.hub.close(connection, problems.REVOKED, "the token is no longer valid")
                 except HeliographError:
                     break  # cannot be checked now; nobody is thrown out for that
 
@@ -293,7 +295,7 @@ class Stream:
     def ended(self, connection: Connection) -> None:
         if self._tokens.pop(connection, None) is not None:
             self._admission.leave(connection.session.principal.id)
-        self.hub.disconnect(connection, "connection lost")
+        self.hub.gone(connection)
 
 
 class _Listener(WSListener):

@@ -25,7 +25,8 @@ Work = Callable[[], None]
 
 
 class Turns:
-    """Belongs to one event loop. One piece of work is never divided, so each is to be small. ``fanning``: whether a fan-out goes on."""
+    """Belongs to one event loop. One piece of work is never divided, so each is to be small. ``fanning``: whether a fan-out goes on, or something
+    else that such work has to stand back for."""
 
     def __init__(self, fanning: Callable[[], bool], clock: Callable[[], int] = now_us) -> None:
         self._fanning = fanning

@@ -10,8 +10,9 @@ import structlog
 
 from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed
 from heliograph.core.feed import MAX_RELAYED_BYTES
-from heliograph.eventlog.ports import Appender
+from heliograph.eventlog.ports import Appender, NewRecord
 from heliograph.services.sync.receipts import Durable, Outbox
+from heliograph.services.sync.records import Told, one_record
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -36,6 +37,10 @@ class EdgeOutbox(Outbox):
                 self._metrics.edge_events_dropped.inc()
                 return True
         return super().put(_fitting(event) if isinstance(event, Subscribed) else event, key, durable)
+
+    def _records(self, told: list[Told]) -> list[NewRecord]:
+        """Each its own, as a frame to the parent names events one by one."""
+        return [one_record(event, key) for event, key in told]
 
 
 def _fitting(event: Subscribed) -> Subscribed:
