@@ -56,6 +56,14 @@ class Authenticator(Protocol):
         ...
 
 
+class Knows(Authenticator, Protocol):
+    """One that remembers."""
+
+    def known(self, token: str) -> Principal | None:
+        """Whose it is, without asking; None: ask."""
+        ...
+
+
 class DigestAuthenticator(Authenticator, Protocol):
     """One that can also be asked for others, who know a token and do not pass it on."""
 

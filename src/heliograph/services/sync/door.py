@@ -35,7 +35,8 @@ class Arrival(socket.socket):
     refusal: Unavailable | None
 
     def __init__(self, accepted: socket.socket, door: Door, place: Place) -> None:
-        super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        family, kind, protocol = door.kind
+        super().__init__(family, kind, protocol, fileno=accepted.detach())
         self._door: Door | None = door
         self.place = place
         self.refusal = None
@@ -60,6 +61,8 @@ class Door(socket.socket):
     def __init__(self, listening: socket.socket, admission: Admission, metrics: Metrics, *, max_opening: int) -> None:
         super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
         self.setblocking(False)
+        self.kind = (int(self.family), int(self.type), self.proto)
+        """Family, type and protocol, as numbers: a socket makes members of enumerations of its own each time it is asked."""
         self._admission = admission
         self._refused = metrics.connections_refused
         self._max_opening = max_opening

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from heliograph.access.principal import DigestAuthenticator
+from heliograph.access.principal import DigestAuthenticator, Knows
 from heliograph.runtime.process import on_hangup
 from heliograph.runtime.tls import Certificate
 from heliograph.services.sync import feed_api
@@ -21,7 +21,7 @@ from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.settings import HubSettings
-from heliograph.services.sync.shortcut import Knows, Shortcut
+from heliograph.services.sync.shortcut import Shortcut
 from heliograph.services.sync.sse import Events
 from heliograph.services.sync.stream import Stream
 from heliograph.services.sync.tickets import Tickets

@@ -54,7 +54,7 @@ def refused(error: HeliographError) -> WSUpgradeResponseWithListener:
 
 def _check_upgrade(request: WSUpgradeRequest) -> None:
     for name in _ONCE:
-        if len(request.headers.getall(name, [])) > 1:
+        if len(request.headers.getall(name, ())) > 1:
             raise InvalidRequest(f"the header {name} must come once")
     if "Host" not in request.headers:
         raise InvalidRequest("the header Host is missing")
@@ -70,7 +70,7 @@ def _check_upgrade(request: WSUpgradeRequest) -> None:
 
 
 def _says(request: WSUpgradeRequest, name: str, word: str) -> bool:
-    return word in (each.lower() for each in _listed(request, name))
+    return any(word in map(str.strip, line.lower().split(",")) for line in request.headers.getall(name, ()))
 
 
 def _listed(request: WSUpgradeRequest, name: str) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _is_key(text: str) -> bool:
 def _ticket(request: WSUpgradeRequest) -> str:
     """Of ``?ticket=``, for browsers; else empty."""
     query = request.path.partition(b"?")[2].decode("latin-1")
-    return parse_qs(query).get("ticket", [""])[0]
+    return parse_qs(query).get("ticket", [""])[0] if query else ""
 
 
 def _bearer(request: WSUpgradeRequest) -> str:

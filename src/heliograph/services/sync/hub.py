@@ -185,6 +185,11 @@ class Hub:
         """Asked for an environment that is not known here; answers with `add_environment` or `no_environment`."""
         self._wheel: Wheel[Connection] = Wheel(moment_us(), tick_us=int(TICK_S * 1e6), slots=WHEEL_SLOTS)
         self._slow = 0
+        metrics.connections.set_function(lambda: len(self._connections))
+        metrics.views.set_function(lambda: sum(len(room.groups) for room in self._rooms.values()))
+        metrics.subscriptions.set_function(
+            lambda: sum(len(members) for room in self._rooms.values() for members in room.groups.values())
+        )
         self.check_renewal: Callable[[Connection, str], None] = lambda *_: None
         """Told that a client has a new token."""
 
@@ -225,7 +230,6 @@ class Hub:
         for arrival in self._awaited.pop(key, ()):
             self._turns.later(partial(self._place, arrival))
         self._tell_seekers(key, environment)
-        self._count()
 
     def _tell_seekers(self, key: tuple[str, str], found: Environment | NotFound) -> None:
         for each in self._sought.pop(key, ()):
@@ -254,7 +258,6 @@ class Hub:
                 self._reports.left(subscriber, "environment deleted")
         room.environment.close()
         self._wake(room.environment)
-        self._count()
 
     def moved(self, environment: Environment, logged_us: int) -> None:
         """The head is another one: send it to everybody; at once, and what a first slice does not reach in the background."""
@@ -336,7 +339,6 @@ class Hub:
         connection = Connection(session, pipe, moment_us(), moment_us())
         self._connections[session] = connection
         self._look_again(connection)
-        self._metrics.connections.set(len(self._connections))
         return connection
 
     def begin(self, connection: Connection, opened: Opened) -> None:
@@ -350,7 +352,6 @@ class Hub:
         self._wheel.drop(connection)
         if connection.paused_us:
             self._count_slow(-1)
-        self._metrics.connections.set(len(self._connections))
         self._transfers.ended(connection)
         self._unheard(connection)
         if self._instances.get(session.instance) is connection:
@@ -519,7 +520,6 @@ class Hub:
         self._look_again(connection)
         for subscriber in subscribers:
             self._place(Arrival(connection, subscriber))
-        self._count()
 
     def _place(self, arrival: Arrival) -> None:
         """Into its room, or among those who wait for one."""
@@ -736,17 +736,16 @@ class Hub:
         environment = room.environment
         sent = 0
         for (view, number), members in list(room.groups.items()):
-            have, target = object(), None
+            target, have = environment.cursor, object()
             parts: list[bytes] = []
             large = False
             for subscriber, connection in list(members.items()):
-                if connection.held or subscriber.cursor is environment.cursor:
+                if connection.held or subscriber.cursor is target:
                     continue
-                if subscriber.cursor is not have or target is not environment.cursor:
-                    have, target = subscriber.cursor, environment.cursor
+                if subscriber.cursor is not have:
                     if subscriber.cursor == target or is_ahead(subscriber.cursor, target):
-                        have = object()
                         continue
+                    have = subscriber.cursor
                     parts = environment.frames(number, view, subscriber.cursor)
                     large = is_large(parts)
                 subscriber.cursor = target
@@ -758,6 +757,8 @@ class Hub:
                 if sent % SLICE == 0 and now_us() >= until_us:
                     yield
                     until_us = now_us() + SLICE_US
+                    if environment.cursor is not target:
+                        target, have = environment.cursor, object()
             self._frames_sent.inc(len(members))
         return sent
 
@@ -814,11 +815,6 @@ class Hub:
             members.pop(subscriber, None)
             if not members:
                 del room.groups[key]
-        self._count()
-
-    def _count(self) -> None:
-        self._metrics.views.set(sum(len(room.groups) for room in self._rooms.values()))
-        self._metrics.subscriptions.set(sum(len(members) for room in self._rooms.values() for members in room.groups.values()))
 
     # --- the clock, and the end ---
 

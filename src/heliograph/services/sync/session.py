@@ -54,24 +54,21 @@ class Subscriber:
             self.runs = Cursor(receipt.epoch, receipt.number, receipt.version)
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """Hello was understood: welcome it, and bring each subscription up to date."""
 
     hello: frames.Hello
     subscribers: tuple[Subscriber, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """A receipt to be stored, acknowledged with ``seq`` once it is durable."""
 
     receipt: Received
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
+class Reset(msgspec.Struct, frozen=True):
     """Send a snapshot: the client's state is in doubt."""
 
     subscriber: Subscriber
@@ -79,45 +76,38 @@ class Reset:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(msgspec.Struct, frozen=True):
     """What these subscriptions can read is another thing now."""
 
     subscribers: tuple[Subscriber, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     frame: frames.FromServer
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
+class Renewed(msgspec.Struct, frozen=True):
     """The client has a new token, to be checked before the old one ends."""
 
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(msgspec.Struct, frozen=True):
     code: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Followed:
+class Followed(msgspec.Struct, frozen=True):
     """One more subscription, on a connection that is open."""
 
     subscriber: Subscriber
 
 
-@dataclass(frozen=True, slots=True)
-class Unfollowed:
+class Unfollowed(msgspec.Struct, frozen=True):
     subscriber: Subscriber
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(msgspec.Struct, frozen=True):
     """What clients of an edge said, to be stored in this order, and acknowledged with ``seq`` once all is durable."""
 
     events: tuple[FromSync, ...]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import parse_qs
 
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from heliograph.access.permissions import Action, permits
-from heliograph.access.principal import Authenticator, Principal
+from heliograph.access.principal import Knows
 from heliograph.core import frames, names
 from heliograph.core.errors import HeliographError
 from heliograph.core.names import View
@@ -37,12 +37,6 @@ BUNDLES: Final = "/v1/bundles/{namespace}/{environment}"
 HEADS: Final = "/v1/heads/{namespace}/{environment}"
 Counted = tuple[Counter, Histogram, Counter]
 _KINDS: Final = {"bundles": BUNDLES, "heads": HEADS}
-
-
-class Knows(Authenticator, Protocol):
-    def known(self, token: str) -> Principal | None:
-        """Without asking anybody; None: it has to be asked for."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from picows import (
 )
 
 from heliograph.access.permissions import Action, allow, permits
-from heliograph.access.principal import Authenticator
+from heliograph.access.principal import Knows, Principal
 from heliograph.core.errors import HeliographError, NotReady, Overloaded, Throttled, Unauthenticated
 from heliograph.core.frames import MAX_CLIENT_FRAME, SUBPROTOCOL, ErrorFrame
 from heliograph.runtime import problems
@@ -92,7 +92,7 @@ class Stream:
     def __init__(
         self,
         hub: Hub,
-        authenticator: Authenticator,
+        authenticator: Knows,
         settings: HubSettings,
         admission: Admission,
         tickets: Tickets,
@@ -247,6 +247,10 @@ class Stream:
             raise self._admission.refuse("handshakes", full)
 
     def greet(self, listener: _Listener, text: str) -> None:
+        """At once, when it is known whose the token is, as of most that come."""
+        if (principal := self._authenticator.known(text)) is not None:
+            self._let_in_or_refuse(listener, text, principal)
+            return
         self._greeting += 1
         task = asyncio.create_task(self._authenticate(listener, text))
         self._tasks.add(task)
@@ -259,14 +263,23 @@ class Stream:
     async def _authenticate(self, listener: _Listener, text: str) -> None:
         try:
             principal = await self._authenticator.principal(text)
-            if not permits(principal, Action.CONNECT, *_first_scope(principal.scopes)):
-                raise Unauthenticated("this kind of token does not open streams")
-            if not listener.open:
-                return
-            self._admission.enter(principal.id)
         except HeliographError as error:
-            listener.close(problems.close_code_of(error), problems.close_reason_of(error))
+            _refuse(listener, error)
             return
+        if listener.open:
+            self._let_in_or_refuse(listener, text, principal)
+
+    def _let_in_or_refuse(self, listener: _Listener, text: str, principal: Principal) -> None:
+        try:
+            self._let_in(listener, text, principal)
+        except HeliographError as error:
+            _refuse(listener, error)
+
+    def _let_in(self, listener: _Listener, text: str, principal: Principal) -> None:
+        """Raises Unauthenticated, Throttled."""
+        if not permits(principal, Action.CONNECT, *_first_scope(principal.scopes)):
+            raise Unauthenticated("this kind of token does not open streams")
+        self._admission.enter(principal.id)
         kind = EdgeSession if principal.kind == "edge" else Session
         session = kind(
             connection=secrets.token_hex(12),
@@ -567,6 +580,10 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
 
     def error(self, *_: object, **__: object) -> None:
         pass
+
+
+def _refuse(listener: _Listener, error: HeliographError) -> None:
+    listener.close(problems.close_code_of(error), problems.close_reason_of(error))
 
 
 def _first_scope(scopes: tuple[Any, ...]) -> tuple[str, str]:
