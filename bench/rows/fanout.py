@@ -148,7 +148,7 @@ async def acked(options: Options) -> list[Line]:
     compared = blocks.compare("ours", "C loop", lambda each: each.all_ms)
     middle = blocks.middle
     options.note(
-        "all acknowledged: ours begins when the node has the version from the log and ends when it has taken the last receipt; "
+        "all acknowledged: ours begins when the node has the version from the log and ends when the last receipt has come to the hub; "
         f"from the author's first byte it is {middle('ours', lambda each: each.whole_ms):.0f} ms, and "
         f"{middle('ours', lambda each: each.durable_ms):.0f} ms until the last client has been told that its receipt is durable. The log is PostgreSQL, "
         f"on the clients' core. {blocks.loads()}."

@@ -152,7 +152,7 @@ class Metrics:
             "transfer_bytes_unread", "Bytes of large frames that clients have not read yet"
         )
         self.polls_held = self._gauge("polls_held", "Requests that wait for a version")
-        self.receipts_taken = self._counter("receipts_taken_total", "Receipts taken from clients", "state")
+        self.receipts_taken = self._counter("receipts_taken_total", "Receipts of clients that the log has", "state")
         self.receipts_waiting = self._gauge("receipts_waiting", "Receipts taken and not yet durable")
         self.synced_head_age_seconds = self._gauge("synced_head_age_seconds", "Age of the oldest head that this node serves")
 

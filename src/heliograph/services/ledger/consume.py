@@ -245,11 +245,13 @@ def _has_room(records: Sequence[Record]) -> bool:
 def _portions(records: Sequence[Record]) -> Iterator[list[Record]]:
     """For one transaction each."""
     portion: list[Record] = []
+    size = 0
     for each in records:
         portion.append(each)
-        if not _has_room(portion):
+        size += len(each.body)
+        if len(portion) >= MAX_RECORDS or size >= MAX_BYTES:
             yield portion
-            portion = []
+            portion, size = [], 0
     if portion:
         yield portion
 
