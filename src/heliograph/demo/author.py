@@ -112,6 +112,11 @@ class Author:
         page = await self._ask("GET", f"{self._ledger}/v1/propagations/{NAMESPACE}/{environment}/{number}/receipts")
         return {each["instance"]: each for each in page["items"]}
 
+    async def instances(self, environment: str) -> set[str]:
+        """As many as one page has."""
+        page = await self._ask("GET", f"{self._ledger}/v1/instances/{NAMESPACE}/{environment}")
+        return {each["instance"] for each in page["items"]}
+
     async def _ask(self, method: str, url: str, **request: Any) -> Any:
         """Raises what the problem document says."""
         try:

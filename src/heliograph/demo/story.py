@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -14,6 +15,7 @@ from heliograph.demo.shop import BROKEN, LIMITS, MAX_ITEMS, NAMESPACE, SHOWN
 
 START_S: Final = 60.0
 STEP_S: Final = 20.0
+LOOK_S: Final = 0.05
 PLACE: Final = f"{NAMESPACE}/{SHOWN}"
 
 
@@ -30,6 +32,7 @@ async def _begin(author: Author, fleet: Fleet) -> int:
     started = time.monotonic()
     number = int((await author.head(SHOWN))["number"])
     await fleet.until(lambda member: member.number >= number, f"on version {number}", START_S)
+    await _counted(author, fleet)
     took = time.monotonic() - started
     show.say(f"{len(fleet.members)} clients run on version {number} of {PLACE} after {took:.1f} s:")
     for each in fleet.members:
@@ -37,6 +40,17 @@ async def _begin(author: Author, fleet: Fleet) -> int:
             f"  {each.sample.host:<10} {each.sample.app:<13} {each.sample.region:<13} view {', '.join(each.sample.view) or 'all'}"
         )
     return number
+
+
+async def _counted(author: Author, fleet: Fleet) -> None:
+    """Until the ledger knows that they are there: a version published before is not awaited of them."""
+    wanted = {each.instance for each in fleet.members}
+    try:
+        async with asyncio.timeout(START_S):
+            while not wanted <= await author.instances(SHOWN):  # noqa: ASYNC110  # only the ledger knows, and it is asked
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        raise TimedOut(f"the ledger does not list all {len(wanted)} clients after {START_S:.0f} s") from None
 
 
 async def _publish(author: Author, fleet: Fleet) -> None:
