@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what tests use beside Python packages: Debian's PostgreSQL, curl and jq, Kafka from Maven jars, npm packages of tests/node and handbook, the JSON Schema suite.
+# Installs what tests use beside Python packages: Debian's PostgreSQL, curl, jq and Chromium, Kafka from Maven jars, npm packages of tests/node and handbook, the JSON Schema suite.
 # On a machine where one cannot be installed it says so and goes on (its tests skip with the reason); with CI=true it fails.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -28,6 +28,7 @@ apt_install npm nodejs npm
 apt_install curl curl    # the guides use these two
 apt_install jq jq
 apt_install promtool prometheus    # for promtool: alert rules are tested
+apt_install chromium chromium      # a page follows an environment
 command -v java >/dev/null && command -v mvn >/dev/null && { bash deploy/kafka/kafka.sh install || missing "Kafka's jars could not be fetched"; }
 if command -v npm >/dev/null; then
     for folder in tests/node handbook; do
