@@ -75,16 +75,19 @@ class Batch:
             self._add_apart(record, error.detail, now_us)
 
     def _add_apart(self, record: Record, reason: str, now_us: int) -> None:
-        parts = intake.parts_of(record.body) if record.stream is Stream.RECEIPTS else [record.body]
+        parts = intake.parts_of(record.body)
+        if len(parts) < 2:
+            self.poison.append(Poison(record, reason))
+            return
         refused = []
-        for part in parts if len(parts) > 1 else ():
+        for part in parts:
             try:
                 self._add_from_sync(intake.from_sync(part, now_us))
             except Invalid as error:
                 refused.append(part)
                 reason = error.detail
-        body = intake.joined(refused) if refused else record.body
-        self.poison.append(Poison(msgspec.structs.replace(record, body=body), reason))
+        if refused:
+            self.poison.append(Poison(msgspec.structs.replace(record, body=intake.joined(refused)), reason))
 
     def add_current(self, current: CurrentHead) -> None:
         """An environment's head as its owner says it, after records were missed. Its version's story was not followed."""

@@ -184,7 +184,7 @@ class Consumer:
 
     async def _take_apart(self, record: Record, reason: str) -> None:
         """It is refused. Of many receipts in it, those that are not are taken in before the mark; all of it is repeated after a crash in between."""
-        parts = intake.parts_of(record.body) if record.stream is Stream.RECEIPTS else [record.body]
+        parts = intake.parts_of(record.body)
         refused = [part for part in parts if not await self._takes(record, part)] if len(parts) > 1 else parts
         poison = [Poison(msgspec.structs.replace(record, body=intake.joined(refused)), reason)] if refused else []
         await self._commit(Batch(poison=poison), [record])
