@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
@@ -19,6 +18,7 @@ from heliograph.client._discovery import Discovery
 from heliograph.client._disk import DiskWriter
 from heliograph.core import delta, frames
 from heliograph.core.errors import Conflict, Forbidden, InvalidRequest, MalformedFrame, NotFound, Unauthenticated, UntrustedRoot
+from heliograph.runtime.children import PIPE, start
 
 DEADLINE_S = 20.0
 replace = msgspec.structs.replace
@@ -580,16 +580,11 @@ asyncio.run(main())
 
 async def test_two_processes_on_one_cache_dir(server: Any, tmp_path: Path) -> None:
     children = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROCESS, server.url, str(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
+        await start(sys.executable, "-c", PROCESS, server.url, str(tmp_path), stdin=PIPE, stdout=PIPE) for _ in range(2)
     ]
     try:
         said = []
         for child in children:
-            assert child.stdin is not None
-            assert child.stdout is not None
             child.stdin.write(server.authority.token().encode() + b"\n")
             said.append((await asyncio.wait_for(child.stdout.readline(), DEADLINE_S)).decode().split())
         assert said[0][0] != said[1][0]
@@ -597,7 +592,5 @@ async def test_two_processes_on_one_cache_dir(server: Any, tmp_path: Path) -> No
         assert {hello.instance for hello in server.hellos} == {one[0] for one in said}
     finally:
         for child in children:
-            with_input = child.stdin
-            assert with_input is not None
-            with_input.write(b"\n")
+            child.stdin.write(b"\n")
             await asyncio.wait_for(child.wait(), DEADLINE_S)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 
+from heliograph.runtime.children import Child, start
+
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 120
 
@@ -26,13 +28,11 @@ class Managed:
     env: Mapping[str, str]
     log: Path
     ready_url: str
-    child: asyncio.subprocess.Process | None = field(default=None, repr=False)
+    child: Child | None = field(default=None, repr=False)
 
     async def start(self) -> None:
         with self.log.open("ab") as out:
-            self.child = await asyncio.create_subprocess_exec(
-                *self.command, env={**os.environ, **self.env}, stdout=out, stderr=out, cwd=ROOT
-            )
+            self.child = await start(*self.command, env={**os.environ, **self.env}, stdout=out, stderr=out, cwd=ROOT)
 
     async def ready(self, *, revived: bool = False) -> None:
         """``revived``: somebody starts it again when it ends, so wait through that."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from handbook.examples import Step
 from tests.end_to_end.processes import ROOT
 
+from heliograph.runtime.children import DEVNULL, PIPE, STDOUT, Child, start
+
 DEADLINE_S = 120
 PROGRAM = "python "
 
@@ -22,12 +24,11 @@ PROGRAM = "python "
 class Program:
     """One that runs on beside the commands."""
 
-    child: asyncio.subprocess.Process
+    child: Child
     log: Path
     lines: list[str] = field(default_factory=list)
 
     async def line(self) -> str:
-        assert self.child.stdout
         try:
             async with asyncio.timeout(DEADLINE_S):
                 said = (await self.child.stdout.readline()).decode().strip()
@@ -40,7 +41,7 @@ class Program:
     async def end(self) -> None:
         if self.child.returncode is None:
             self.child.kill()
-        await self.child.communicate()
+        await self.child.output()
 
 
 @dataclass
@@ -69,18 +70,13 @@ class Reader:
         return text
 
     async def _do(self, step: Step) -> str:
-        child = await asyncio.create_subprocess_exec(
-            *("bash", "-euo", "pipefail", "-c", self.here(step.text)),
-            cwd=self.folder,
-            env=self.env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
+        command = ("bash", "-euo", "pipefail", "-c", self.here(step.text))
+        child = await start(
+            *command, cwd=self.folder, env=self.env, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, start_new_session=True
         )
         try:
             async with asyncio.timeout(DEADLINE_S):
-                out, _ = await child.communicate()
+                out = await child.output()
         finally:
             if child.returncode is None:  # a script that hangs takes its children along
                 os.killpg(child.pid, signal.SIGKILL)
@@ -94,9 +90,7 @@ class Reader:
         """Returns with the first line that it prints."""
         log = self.folder / f"{file}.log"
         with log.open("wb") as errors:
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-u", file), cwd=self.folder, env=self.env, stdout=asyncio.subprocess.PIPE, stderr=errors
-            )
+            child = await start(sys.executable, "-u", file, cwd=self.folder, env=self.env, stdout=PIPE, stderr=errors)
         program = self.programs[file] = Program(child, log)
         return await program.line()
 

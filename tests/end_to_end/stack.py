@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +14,8 @@ from pathlib import Path
 import httpx
 from tests.conftest import free_port
 from tests.end_to_end.processes import ROOT, Managed, heliograph
+
+from heliograph.runtime.children import DEVNULL, start
 
 PG_SCRIPT = ROOT / "deploy/postgres/postgres.sh"
 KAFKA_SCRIPT = ROOT / "deploy/kafka/kafka.sh"
@@ -31,12 +32,10 @@ class Server:
     async def run(self, verb: str) -> None:
         """Its output goes to a file: what the script leaves running would keep a pipe open."""
         with tempfile.TemporaryFile() as out:
-            child = await asyncio.create_subprocess_exec(
-                "bash", str(self.script), verb, env={**os.environ, **self.env}, stdout=out, stderr=out
-            )
+            child = await start("bash", self.script, verb, env={**os.environ, **self.env}, stdout=out, stderr=out)
             status = await asyncio.wait_for(child.wait(), 180)
             out.seek(0)
-            assert status == 0, f"{self.name} {verb}: {out.read().decode()[-2000:]}"
+            assert status == 0, f"{self.name} {verb} ended with {status}: {out.read().decode()[-2000:]}"
 
     async def start(self) -> None:
         await self.run("start")
@@ -145,5 +144,5 @@ def _stack(folder: Path, ports: dict[str, int], servers: dict[str, Server]) -> S
 
 async def _migrate(stack: Stack, ports: dict[str, int]) -> None:
     url = f"postgresql://postgres@127.0.0.1:{ports['postgres']}/heliograph"
-    child = await asyncio.create_subprocess_exec(*heliograph("migrate", "--database-url", url), stdout=subprocess.DEVNULL)
+    child = await start(*heliograph("migrate", "--database-url", url), stdout=DEVNULL)
     assert await asyncio.wait_for(child.wait(), 120) == 0

@@ -18,6 +18,8 @@ from tests.conftest import free_port
 from tests.end_to_end.processes import ROOT
 from tests.fixtures.postgres import require
 
+from heliograph.runtime.children import DEVNULL, PIPE, STDOUT, start
+
 DEADLINE_S = 240
 PORTS = ("REGISTRY", "SYNC", "SYNC_HTTP", "LEDGER", "RELAY")
 COMMAND = (sys.executable, "-m", "heliograph.cli", "demo")
@@ -30,12 +32,10 @@ class Demo:
 
     async def run(self, *command: str) -> str:
         """Its output; fails unless it ends well."""
-        child = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=self.env, stdin=asyncio.subprocess.DEVNULL, stdout=-1, stderr=asyncio.subprocess.STDOUT
-        )
+        child = await start(*command, cwd=ROOT, env=self.env, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
         try:
             async with asyncio.timeout(DEADLINE_S):
-                out, _ = await child.communicate()
+                out = await child.output()
         except TimeoutError:
             child.terminate()
             await child.wait()
@@ -91,7 +91,7 @@ async def test_once_tells_the_whole_story_and_a_second_start_finds_its_data(demo
 @pytest.mark.timeout(DEADLINE_S + 60)
 async def test_the_live_view_prints_what_to_paste_and_ctrl_c_stops_everything(demo):
     ours, theirs = pty.openpty()
-    child = await asyncio.create_subprocess_exec(*COMMAND, cwd=ROOT, env=demo.env, stdin=theirs, stdout=theirs, stderr=theirs)
+    child = await start(*COMMAND, cwd=ROOT, env=demo.env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = _Shown(ours)
     try:

@@ -24,6 +24,7 @@ from tests.fixtures.postgres import SCRIPT, require
 
 from heliograph import Heliograph
 from heliograph.client import Retry
+from heliograph.runtime.children import start
 
 NAMESPACE, ENVIRONMENT = "storm", "main"
 PATH = f"/v1/namespaces/{NAMESPACE}/environments/{ENVIRONMENT}"
@@ -114,7 +115,7 @@ async def test_nothing_acknowledged_is_lost_nothing_is_doubled_everything_is_ans
     require(list(Path("/usr/lib/postgresql").glob("*/bin/postgres")), "Debian's PostgreSQL is not installed (make setup)")
     if log == "kafka":
         script = SCRIPT.parents[1] / "kafka/kafka.sh"
-        child = await asyncio.create_subprocess_exec("bash", str(script), "installed")
+        child = await start("bash", script, "installed")
         require(await child.wait() == 0, "Kafka's jars are missing (make setup)")
     seed = int(os.environ.get("STORM_SEED", random.randrange(1 << 30)))
     print(f"STORM_SEED={seed}")  # noqa: T201  # shown when it fails

@@ -17,6 +17,7 @@ from tests.end_to_end.stack import KAFKA_SCRIPT, Stack, running
 from tests.fixtures.postgres import require
 
 from heliograph import Heliograph
+from heliograph.runtime.children import start
 
 PAGE = DOCS / "how-to/servers.md"
 PORTS = ("REGISTRY", "SYNC", "SYNC_HTTP", "LEDGER")
@@ -65,7 +66,7 @@ async def follow(folder: Path, data: Path, places: Mapping[str, str], found: lis
 @pytest.mark.kafka
 async def test_a_history_moves_with_its_keys_and_tokens(folder: Path) -> None:
     require(any(Path("/usr/lib/postgresql").glob("*/bin/postgres")), "Debian's PostgreSQL is not installed (make setup)")
-    child = await asyncio.create_subprocess_exec("bash", str(KAFKA_SCRIPT), "installed")
+    child = await start("bash", KAFKA_SCRIPT, "installed")
     require(await child.wait() == 0, "Kafka's jars are missing (make setup)")
 
     async def move(stack: Stack) -> None:

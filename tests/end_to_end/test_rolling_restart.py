@@ -21,6 +21,7 @@ from tests.end_to_end.successors import Service, on_doors
 from tests.fixtures.postgres import SCRIPT, require
 
 from heliograph import Heliograph
+from heliograph.runtime.children import start
 
 NAMESPACE, ENVIRONMENT = "rolling", "main"
 PATH = f"/v1/namespaces/{NAMESPACE}/environments/{ENVIRONMENT}"
@@ -152,7 +153,7 @@ class Witness:
 async def test_nothing_fails_and_nothing_is_lost_while_every_service_is_replaced(log, folder):
     require(list(Path("/usr/lib/postgresql").glob("*/bin/postgres")), "Debian's PostgreSQL is not installed (make setup)")
     if log == "kafka":
-        child = await asyncio.create_subprocess_exec("bash", str(SCRIPT.parents[1] / "kafka/kafka.sh"), "installed")
+        child = await start("bash", SCRIPT.parents[1] / "kafka/kafka.sh", "installed")
         require(await child.wait() == 0, "Kafka's jars are missing (make setup)")
     async with running(folder, kafka=log == "kafka", services=False) as stack, services(stack) as replaced:
         token = await _create(stack)

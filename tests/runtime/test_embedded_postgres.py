@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ import asyncpg
 import pytest
 
 from heliograph.core.errors import AlreadyExists
+from heliograph.runtime.children import start
 from heliograph.runtime.embedded_postgres import EmbeddedPostgres
 
 
@@ -30,7 +30,7 @@ async def test_what_was_committed_survives_kill_9_and_a_clean_restart(folder):
     await connection.execute("insert into t values (1), (2)")
     os.kill(server.pid, signal.SIGKILL)
     assert await server.ended() == -signal.SIGKILL
-    await connection.close()
+    connection.terminate()  # to close it would be to ask who is dead
 
     await server.start()
     connection = await asyncpg.connect(server.url())
@@ -67,7 +67,7 @@ async def test_a_server_left_behind_by_a_killed_process_is_taken_over(folder):
         "import asyncio, sys, os, signal; from pathlib import Path; from heliograph.runtime.embedded_postgres import EmbeddedPostgres as E\n"
         "asyncio.run(E(Path(sys.argv[1])).start()); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(folder / "data"))
+    killed = await start(sys.executable, "-c", program, str(folder / "data"))
     assert await killed.wait() == -signal.SIGKILL
     orphan = int((folder / "data" / "postmaster.pid").read_text().split()[0])
     os.kill(orphan, 0)  # it lives

@@ -16,6 +16,8 @@ import pytest
 from tests.fixtures.postgres import require
 from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE
 
+from heliograph.runtime.children import DEVNULL, start
+
 PAGE = """<!doctype html><title>test</title><script>
 const told = (source, kind, id) => fetch("/told", {method: "POST", body: JSON.stringify({source, kind, id})});
 const events = new EventSource("%(events)s");
@@ -79,11 +81,8 @@ async def showing(page: str, profile: Path) -> AsyncIterator[Browser]:
     browser = Browser(page)
     server = await asyncio.start_server(browser.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    child = await asyncio.create_subprocess_exec(
-        *(command, *QUIET, f"--user-data-dir={profile}", url),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
+    child = await start(
+        command, *QUIET, f"--user-data-dir={profile}", url, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True
     )
     try:
         yield browser

@@ -17,6 +17,7 @@ from heliograph.demo.client import Order, Report
 from heliograph.demo.processes import last_lines, python
 from heliograph.demo.shop import NAMESPACE, SAMPLES, SHOWN, Sample
 from heliograph.demo.stack import Stack
+from heliograph.runtime.children import Child
 
 CLIENT: Final = "heliograph.demo.client"
 
@@ -26,7 +27,7 @@ class Member:
     """``values``: the documents it runs on; ``news``: what its last change was, in words; ``gone``: its process has ended."""
 
     sample: Sample
-    process: asyncio.subprocess.Process
+    process: Child
     instance: str = ""
     number: int = 0
     values: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +79,6 @@ class Fleet:
 
     async def listen(self, member: Member) -> None:
         """Until the client's output ends."""
-        assert member.process.stdout
         async for line in member.process.stdout:
             async with self._news:
                 member.take(msgspec.json.decode(line, type=Report))
@@ -97,14 +97,12 @@ async def fleet(stack: Stack, token: str) -> AsyncIterator[Fleet]:
             process = await processes.enter_async_context(python(CLIENT, [], stack.folder / "clients.log"))
             member = Member(sample, process)
             made.members.append(member)
-            assert process.stdin
             process.stdin.write(msgspec.json.encode(_order(stack, token, sample)) + b"\n")
             listening.create_task(made.listen(member), name=sample.host)
         try:
             yield made
         finally:
             for member in made.members:  # all at once: each takes a moment to say good-bye
-                assert member.process.stdin
                 member.process.stdin.close()
 
 

@@ -14,43 +14,34 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from heliograph.runtime.children import PIPE, Child, start
+
 MAX_LINE: Final = 4 << 20
 """Bytes of one line of a child's output: a report holds documents."""
 STOP_S: Final = 20.0
 
 
 @asynccontextmanager
-async def python(module: str, arguments: Sequence[str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def python(module: str, arguments: Sequence[str], log: Path) -> AsyncIterator[Child]:
     """``python -m module …`` with pipes to its standard input and output; its standard error is appended to ``log``."""
+    command = (sys.executable, "-m", module, *arguments)
     with log.open("ab") as errors:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,
-            limit=MAX_LINE,
-        )
+        child = await start(*command, stdin=PIPE, stdout=PIPE, stderr=errors, start_new_session=True, limit=MAX_LINE)
     try:
         yield child
     finally:
         await _end(child)
 
 
-async def _end(child: asyncio.subprocess.Process) -> None:
+async def _end(child: Child) -> None:
     """Asks, then insists, by its own pid."""
-    assert child.stdin
     child.stdin.close()
     for insist in (child.terminate, child.kill):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await child.wait()
             return
-        with contextlib.suppress(ProcessLookupError):
-            insist()
+        insist()
     await child.wait()
 
 

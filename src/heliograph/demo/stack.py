@@ -46,7 +46,6 @@ async def own(data_dir: Path) -> AsyncIterator[Stack]:
     log = data_dir / "dev.log"
     arguments = ["dev", "--json", "--stop-at-eof", "--data-dir", str(data_dir)]
     async with python("heliograph.cli", arguments, log) as child:
-        assert child.stdout
         try:
             async with asyncio.timeout(START_S):
                 line = await child.stdout.readline()

@@ -7,7 +7,6 @@ a schema seen for the first time, large inputs, and every explanation of what is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Iterable
@@ -19,6 +18,7 @@ import structlog
 
 from heliograph.core.canonical import Json
 from heliograph.core.errors import InvalidSchema, Overloaded, SchemaViolation
+from heliograph.runtime.children import PIPE, Child, start
 from heliograph.services.registry.cache import ByteCache
 from heliograph.services.registry.schemas import Validator, compiled
 from heliograph.services.registry.validator_process import Question, Verdict
@@ -104,26 +104,21 @@ class _Process:
     """One validator process; started when it is needed, and again when it has ended."""
 
     def __init__(self) -> None:
-        self._child: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
 
-    async def start(self) -> asyncio.subprocess.Process:
+    async def start(self) -> Child:
         if self._child is None or self._child.returncode is not None:
-            self._child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                _MODULE,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env={"PYTHONPATH": os.pathsep.join(sys.path)},  # none of the registry's own settings
-            )
+            env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # none of the registry's own settings
+            try:
+                self._child = await start(sys.executable, "-m", _MODULE, stdin=PIPE, stdout=PIPE, env=env)
+            except OSError as error:
+                raise Overloaded(f"no process to validate in: {error.strerror}", retry_after=QUEUE_S) from None
         return self._child
 
     async def ask(self, question: Question) -> Verdict | None:
         """None when it ended over this question."""
         try:
             child = await self.start()
-            assert child.stdin
-            assert child.stdout
             message = msgspec.msgpack.encode(question)
             async with asyncio.timeout(question.limit_s + QUEUE_S):
                 child.stdin.write(len(message).to_bytes(4, "big") + message)
@@ -140,6 +135,5 @@ class _Process:
     async def end(self) -> None:
         child, self._child = self._child, None
         if child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
+            child.kill()
             await child.wait()
