@@ -28,7 +28,7 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 CATCH_UP_S: Final = 1.0
-PAUSE_S: Final = 0.005  # between two looks when somebody is in a hurry and the log's clock is ahead of ours
+PAUSE_S: Final = 0.02  # between two looks when somebody is in a hurry
 CLOSE_AT_ONCE: Final = 50  # in one transaction: they share its fsync, and batches of receipts wait for it
 MEASURE_EVERY_S: Final = 5.0
 SWEEP_EVERY_S: Final = 60.0

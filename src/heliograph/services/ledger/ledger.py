@@ -19,6 +19,8 @@ from heliograph.telemetry.metrics import Metrics
 
 LOOK_S: Final = 0.25
 """Between two looks at the tables for a version that this ledger does not follow."""
+ON_THEIR_WAY_US: Final = 250_000
+"""A client that a node serves is in the log this much later at most: 50 ms for which a node gathers what it tells, and its append."""
 
 
 class Ledger:
@@ -152,9 +154,9 @@ class Ledger:
                 self._tell(propagation)
 
     def _tell(self, propagation: Propagation) -> None:
-        certain = propagation.instances > 0 or self.horizon_us >= propagation.commit.committed_at_us
+        certain = propagation.instances > 0 or self.horizon_us >= propagation.commit.committed_at_us + ON_THEIR_WAY_US
         if not certain and self._room.awaits(_wanted(propagation)):
-            self.hurry.set()  # "nobody was there" can be said once the horizon has passed the commit
+            self.hurry.set()  # "nobody was there" can be said once the horizon has passed the commit by that much
         self._room.tell(
             _wanted(propagation),
             lambda share: propagation.settled(share) or (certain and propagation.complete),
