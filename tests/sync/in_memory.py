@@ -280,7 +280,8 @@ class Node:
         metrics = Metrics()
         self.tail, self.journal = Tail(region), Journal(region)
         self.outbox = Outbox(self.journal, metrics)
-        self.hub = Hub(name, settings, self.outbox, metrics)
+        self.wires: dict[int, Wire] = {}
+        self.hub = Hub(name, settings, self.outbox, metrics, lambda socket, frame: self.wires[socket].write(frame))
         self.follower = Follower(
             self.tail, region, self.hub, settings, metrics, letters=_NoLetters(), revoked=self.hub.revoked  # type: ignore[arg-type]
         )  # fmt: skip
@@ -308,6 +309,8 @@ class Node:
 class Wire:
     """A connection in memory: what each side has written and the other has not read. ``capacity``: frames that fit until the node's side is full.
 
+    Like a WebSocket's, its socket is one that the hub may write to itself, while it takes whole frames.
+
     The two sides learn of its end each at its own time: a client that has gone may still be there for the node, with words on their way.
     """
 
@@ -321,17 +324,39 @@ class Wire:
         self.open = True  # as the node sees it
         self._capacity = capacity
         principal = Principal(id="t1", kind="client", name="test", scopes=(Scope(NAMESPACE, ENVIRONMENT),))
-        session = Session(f"c{next(self._numbers)}", node.hub.node, principal, node.hub, now_us(), int(HEARTBEAT_S * 1e6))
+        self._socket = next(self._numbers)
+        session = Session(f"c{self._socket}", node.hub.node, principal, node.hub, now_us(), int(HEARTBEAT_S * 1e6))
         self.connection: Connection = node.hub.connect(session, self)
+        self._begun = b""  # of a frame that it has not taken whole
+        node.wires[self._socket] = self
+        self.connection.aim(self._socket)
 
     # --- as the hub's pipe ---
 
     def send(self, data: bytes) -> None:
         if not self.open:
             return
+        assert not self._begun
         self.down.append(data)
         if len(self.down) > self._capacity and not self.connection.paused_us:
+            self.connection.aim(-1)
             self.node.hub.paused(self.connection)
+
+    def write(self, frame: bytes) -> int:
+        """A part of one that is too many, or nothing at all."""
+        assert self.open
+        assert not self.connection.held
+        if len(self.down) < self._capacity:
+            self.down.append(_payload(frame))
+            return len(frame)
+        if self._capacity % 2:
+            raise BlockingIOError
+        self._begun = frame[: len(frame) // 2]
+        return len(self._begun)
+
+    def rest(self, data: bytes) -> None:
+        frame, self._begun = self._begun + data, b""
+        self.send(_payload(frame))
 
     def ping(self) -> None:
         """Nothing that a client's session is shown."""
@@ -346,6 +371,7 @@ class Wire:
         del reason
         if self.open:
             self.open = False
+            self.connection.aim(-1)
             self.down.append(code)
 
     def abort(self) -> None:
@@ -365,12 +391,24 @@ class Wire:
             return None
         frame = self.down.popleft()
         if not self.down and self.open and self.connection.paused_us:
+            self.connection.aim(self._socket)
             self.node.loop.call(self.node.hub.resumed, self.connection)
         return frame
 
     def node_sees_the_end(self) -> None:
         self.open = False
+        self.connection.aim(-1)
         self.node.loop.call(self.node.hub.disconnect, self.connection, "closed")
+
+
+def _payload(frame: bytes) -> bytes:
+    """Of a whole text message on the wire."""
+    kind, size = frame[0], frame[1]
+    assert (kind, size & 0x80) == (0x81, 0)
+    begin = {126: 4, 127: 10}.get(size, 2)
+    data = frame[begin:]
+    assert len(data) == (size if begin == 2 else int.from_bytes(frame[2:begin], "big"))
+    return data
 
 
 class Process:

@@ -169,7 +169,7 @@ class Delivery(RuleBasedStateMachine):
 
     # --- connections ---
 
-    @rule(client=clients, node=nodes, capacity=st.sampled_from([0, 1, 3, 100]))
+    @rule(client=clients, node=nodes, capacity=st.sampled_from([0, 1, 2, 3, 100]))
     def connect(self, client: int, node: int, capacity: int) -> None:
         """Wherever it was before; the old connection's node does not know yet."""
         self.clients[client].connect(self.nodes[node], capacity)
@@ -405,6 +405,10 @@ def take_an_interrupted_walk_for_done(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hub.Hub, "_go_on", stop)
 
 
+def forget_what_a_socket_did_not_take(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(hub.Hub, "_held_up", lambda *_: None)
+
+
 def keep_the_past_of_another_epoch(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Environment, "knows", lambda self, cursor: cursor.number <= self.cursor.number)
 
@@ -428,6 +432,7 @@ FAULTS = [
     forget_receipts_with_the_connection,
     forget_the_slow_when_they_drain,
     take_an_interrupted_walk_for_done,
+    forget_what_a_socket_did_not_take,
     keep_the_past_of_another_epoch,
     leave_out_how_history_began_anew,
     take_receipts_of_a_lost_tail_for_lies,

@@ -47,6 +47,16 @@ class Fragments:
         return bytes(self._data) if last else None
 
 
+def text_frame(data: bytes) -> bytes:
+    """A whole message from a server as it is on the wire (RFC 6455 section 5.2)."""
+    size = len(data)
+    if size < 126:
+        return bytes((0x81, size)) + data
+    if size < 1 << 16:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + data
+    return b"\x81\x7f" + size.to_bytes(8, "big") + data
+
+
 def whole(data: bytes) -> bytes:
     """A message of one frame. Raises Violation."""
     if not data.isascii():

@@ -1,8 +1,8 @@
 """Who is connected, and how a version reaches them.
 
-Subscriptions with equal view and id form a group and share frames. The fan-out walks groups in slices of some milliseconds, the first of them at
-once, before anything else that waits for the loop; in between, receipts and new connections are served. When the head moves on during a walk, those
-not yet reached are brought straight to the newest.
+Subscriptions with equal view and id form a group and share frames; most of a group stand together (`members`). The fan-out walks groups in slices of
+some milliseconds, the first of them at once, before anything else that waits for the loop; in between, receipts and new connections are served.
+When the head moves on during a walk, those not yet reached are brought straight to the newest.
 
 A connection whose socket is full leaves the walk, and so does one that is being sent a large frame in parts. When it is through, it gets one frame
 from where it was to the head. If it does not drain in time, it is closed: slow clients cost themselves, not others.
@@ -11,6 +11,7 @@ from where it was to the head. If it does not drain in time, it is closed: slow 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from heliograph.core.times import to_us
 from heliograph.runtime import problems
 from heliograph.runtime.clock import moment_us, now_us
 from heliograph.services.sync.environment import Content, Environment
+from heliograph.services.sync.fragments import text_frame
+from heliograph.services.sync.members import Members
 from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.reports import Reports
@@ -61,7 +64,7 @@ log = structlog.get_logger()
 SLICE_US: Final = 15_000
 """Of sending at a stretch: some two thousand clients at 5 to 7 µs each. What else waits for the loop is late by that at most."""
 SLICE: Final = 50
-"""Connections between two looks at the clock."""
+"""Subscribers between two looks at the clock."""
 PUSH_SLICE: Final = 50
 """Snapshots sent again between two turns of the loop: they are larger than deltas."""
 ALIVE_S: Final = 2.0
@@ -80,7 +83,8 @@ MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 _encode = msgspec.json.Encoder().encode
 Text = tuple[bytes, int]
 """A message, and when it came."""
-Group = tuple[View, int]
+Write = Callable[[int, bytes], int]
+"""To a `Connection.socket`; how many bytes it has taken. Raises OSError."""
 Take = Callable[[Content | None], None]
 """Gets a view that was gathered; None: it could not be."""
 
@@ -89,6 +93,10 @@ class Pipe(Protocol):
     """A connection's way out. `send` never waits; a full one says so through `Hub.paused`."""
 
     def send(self, data: bytes) -> None: ...
+
+    def rest(self, data: bytes) -> None:
+        """What `Connection.socket` has not taken of a frame."""
+        ...
 
     def ping(self) -> None: ...
 
@@ -107,22 +115,43 @@ class Pipe(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not. ``slot``: where it lies on the hub's wheel."""
+    """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not. ``slot``: where it lies on the hub's wheel.
+
+    ``socket``: the descriptor of an open WebSocket that takes whole frames now: nothing waits for it, and nothing is encrypted. -1: only its pipe
+    knows how to send.
+    """
 
     session: Session
     pipe: Pipe
     opened_us: int
     heard_us: int
+    held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
+    socket: int = -1
     paused_us: int = 0
     pinged_us: int = 0
     stall_us: int = 0
     slot: int = -1
-    held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
     transfer: Transfer | None = None
     early: list[Text] | None = None  # what it has said and nobody has heard yet
     unacknowledged: int = -1
     acknowledged: int = -1
     ack_due: bool = False
+
+    def aim(self, socket: int) -> None:
+        """The hub may write to it from now on; or, with -1, no more."""
+        self.socket = socket
+        if socket < 0:
+            self.part()
+
+    def hold(self) -> None:
+        """Out of the walk, until it is `held` no more."""
+        self.held = True
+        self.part()
+
+    def part(self) -> None:
+        for subscriber in self.session.subscribers.values():
+            if subscriber.company is not None:
+                subscriber.company.part(subscriber)
 
     @property
     def unanswered(self) -> bool:
@@ -138,12 +167,28 @@ class Arrival:
     subscriber: Subscriber
 
 
+Group = Members[Subscriber, Connection]
+
+
+class Slices:
+    """Of a walk that other work waits for."""
+
+    def __init__(self, began_us: int) -> None:
+        self._until_us = began_us + SLICE_US
+
+    def begin(self) -> None:
+        self._until_us = now_us() + SLICE_US
+
+    def over(self) -> bool:
+        return now_us() >= self._until_us
+
+
 @dataclass(slots=True)
 class Room:
     """An environment with those who follow it."""
 
     environment: Environment
-    groups: dict[Group, dict[Subscriber, Connection]] = field(default_factory=dict)
+    groups: dict[tuple[View, int], Group] = field(default_factory=dict)
     gathering: dict[View, list[Take]] = field(default_factory=dict)
     moved: bool = False
     logged_us: int = 0
@@ -154,8 +199,9 @@ class Room:
 class Hub:
     """Belongs to one event loop. Implements `History` for its sessions."""
 
-    def __init__(self, node: str, settings: HubSettings, outbox: Outbox, metrics: Metrics) -> None:
+    def __init__(self, node: str, settings: HubSettings, outbox: Outbox, metrics: Metrics, write: Write = os.write) -> None:
         self.node = node
+        self._write = write
         self._settings = settings
         self._outbox = outbox
         self._reports = Reports(node, settings.region, outbox, metrics)
@@ -430,7 +476,7 @@ class Hub:
             self._metrics.slow_consumers_entered.inc()
             self._count_slow(1)
         connection.paused_us = moment_us()
-        connection.held = True
+        connection.hold()
         patience_s = self._settings.stall_s + connection.pipe.queued() / self._settings.slow_bytes_per_s
         connection.stall_us = connection.paused_us + int(patience_s * 1e6)
         self._look_again(connection)
@@ -533,7 +579,8 @@ class Hub:
             self.look_for(*key)
 
     def _join(self, room: Room, arrival: Arrival) -> None:
-        room.groups.setdefault((arrival.subscriber.view, arrival.subscriber.id), {})[arrival.subscriber] = arrival.connection
+        key = arrival.subscriber.view, arrival.subscriber.id
+        room.groups.setdefault(key, Members()).join(arrival.subscriber, arrival.connection)
         self._reports.joined(arrival.subscriber)
         self._catch_up(arrival.connection, arrival.subscriber, first=True)
 
@@ -623,6 +670,16 @@ class Hub:
         elif not is_ahead(have, environment.cursor):
             self._send_state(connection, subscriber, room)
         subscriber.owed = False
+        self._take_in(connection, subscriber, room)
+
+    def _take_in(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
+        """Who is up to date stands with the others for the next version."""
+        head, members = room.environment.cursor, room.groups.get((subscriber.view, subscriber.id))
+        if members is None or subscriber not in members.alone or connection.held:
+            return  # of a room that is no more; or out of the walk
+        if subscriber.own == head:
+            subscriber.own = head
+            members.take_in(subscriber, connection.socket)
 
     def _send_state(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
         environment = room.environment
@@ -634,7 +691,7 @@ class Hub:
         self._send(connection, parts)
 
     def _await_content(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
-        connection.held = True
+        connection.hold()
         self._gather(room, subscriber.view, partial(self._hand_out, room, subscriber, connection))
 
     def _gather(self, room: Room, view: View, take: Take) -> None:
@@ -680,7 +737,7 @@ class Hub:
             connection.pipe.send(parts[0])
 
     def _transfer(self, connection: Connection, parts: list[bytes]) -> None:
-        connection.held = True
+        connection.hold()
         self._transfers.begin(connection, parts)
 
     def _reset(self, connection: Connection, asked: Reset) -> None:
@@ -727,51 +784,97 @@ class Hub:
             room.moved = False
             environment, logged_us, started_us = room.environment, room.logged_us, now_us()
             target = environment.head
-            recipients = yield from self._walk(room, started_us + SLICE_US)
+            recipients = yield from self._walk(room, Slices(started_us))
             if recipients:
                 self._reports.fanned_out(environment, target.cursor, recipients, logged_us, started_us)
 
-    def _walk(self, room: Room, until_us: int) -> Generator[None, None, int]:
-        """Sends the head to all who are not at it; how many. The frame of those who were at the same version is looked up once."""
-        environment = room.environment
+    def _walk(self, room: Room, slices: Slices) -> Generator[None, None, int]:
+        """Sends the head to all who are not at it; how many."""
         sent = 0
         for (view, number), members in list(room.groups.items()):
-            target, have = environment.cursor, object()
-            parts: list[bytes] = []
-            large = False
-            for subscriber, connection in list(members.items()):
-                if connection.held or subscriber.cursor is target:
-                    continue
-                if subscriber.cursor is not have:
-                    if subscriber.cursor == target or is_ahead(subscriber.cursor, target):
-                        continue
-                    have = subscriber.cursor
-                    parts = environment.frames(number, view, subscriber.cursor)
-                    large = is_large(parts)
-                subscriber.cursor = target
-                if large:
-                    self._transfer(connection, parts)
-                else:
-                    connection.pipe.send(parts[0])
-                sent += 1
-                if sent % SLICE == 0 and now_us() >= until_us:
-                    yield
-                    until_us = now_us() + SLICE_US
-                    if environment.cursor is not target:
-                        target, have = environment.cursor, object()
+            members.tidy()
+            sent += yield from self._walk_together(room.environment, view, number, members, slices)
+            sent += yield from self._walk_alone(room.environment, view, number, members, slices)
             self._frames_sent.inc(len(members))
+        return sent
+
+    def _walk_together(
+        self, environment: Environment, view: View, number: int, members: Group, slices: Slices
+    ) -> Generator[None, None, int]:
+        """One frame for all of them. Those not reached when the head moves on are alone from then, and go straight to the newest."""
+        have, target = members.cursor, environment.cursor
+        if not members.sockets or have == target or is_ahead(have, target):
+            return 0
+        parts = environment.frames(number, view, have)
+        if is_large(parts):
+            members.part_all()
+            return 0
+        frame, sent = text_frame(parts[0]), 0
+        size, write = len(frame), self._write
+        members.set_out(target)
+        while some := members.next(SLICE):
+            for socket in some:
+                if socket < 0:
+                    continue
+                try:
+                    taken = write(socket, frame)
+                except OSError:  # full, or gone: the pipe finds out which
+                    taken = 0
+                if taken != size:
+                    self._held_up(members, socket, frame[taken:])
+            sent += members.passed(some)
+            if slices.over():
+                yield
+                slices.begin()
+                if environment.cursor is not target:
+                    break
+        members.part_rest()
+        return sent
+
+    def _held_up(self, members: Group, socket: int, rest: bytes) -> None:
+        """The others go on, and so does the walk that asks for this."""
+        member = members.whose(socket)
+        members.part(member)
+        member.own = members.cursor
+        members[member].pipe.rest(rest)
+
+    def _walk_alone(
+        self, environment: Environment, view: View, number: int, members: Group, slices: Slices
+    ) -> Generator[None, None, int]:
+        """The frame of those who were at the same version is looked up once."""
+        target, have = environment.cursor, object()
+        parts: list[bytes] = []
+        sent = 0
+        for subscriber, connection in list(members.alone.items()):
+            if connection.held or subscriber.cursor is target or subscriber not in members.alone:
+                continue
+            if subscriber.cursor is not have:
+                if subscriber.cursor == target or is_ahead(subscriber.cursor, target):
+                    continue
+                have = subscriber.cursor
+                parts = environment.frames(number, view, subscriber.cursor)
+            subscriber.cursor = target
+            self._send(connection, parts)
+            if not connection.held:
+                members.take_in(subscriber, connection.socket)
+            sent += 1
+            if sent % SLICE == 0 and slices.over():
+                yield
+                slices.begin()
+                if environment.cursor is not target:
+                    target, have = environment.cursor, object()
         return sent
 
     async def _push_again(self, room: Room, trace: str | None) -> None:
         everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
-        made: dict[tuple[Group, Cursor | None, Cursor], list[bytes]] = {}
+        made: dict[tuple[View, int, Cursor | None, Cursor], list[bytes]] = {}
         for index, (subscriber, connection) in enumerate(everybody):
             if index % PUSH_SLICE == PUSH_SLICE - 1:
                 await asyncio.sleep(0)
             head = room.environment.cursor
             if subscriber.runs == head or connection.held or connection.session not in self._connections:
                 continue
-            key = ((subscriber.view, subscriber.id), subscriber.runs, head)
+            key = (subscriber.view, subscriber.id, subscriber.runs, head)
             if key not in made:
                 made[key] = room.environment.pushed_again(subscriber.id, subscriber.view, subscriber.runs, trace)
             subscriber.cursor = head
@@ -812,7 +915,7 @@ class Hub:
         room = self.room(subscriber.namespace, subscriber.environment)
         key = (subscriber.view, subscriber.id)
         if room and (members := room.groups.get(key)):
-            members.pop(subscriber, None)
+            members.leave(subscriber)
             if not members:
                 del room.groups[key]
 

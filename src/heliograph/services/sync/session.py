@@ -22,6 +22,7 @@ from heliograph.core.events import FromSync, Received
 from heliograph.core.names import View
 from heliograph.core.records import Cursor
 from heliograph.runtime import problems
+from heliograph.services.sync.members import Company
 
 MISSED_HEARTBEATS: Final = 3
 MAX_TEXT: Final = 200
@@ -34,18 +35,31 @@ _decode = msgspec.json.Decoder(frames.FromClient).decode
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """One subscription of one session. ``cursor``: the head it was last sent, or claims to have; None: nothing. ``runs``: what it said it runs."""
+    """One subscription of one session. ``own``: its `cursor` where it stands alone. ``runs``: what it said it runs."""
 
     session: Session
     id: int
     namespace: str
     environment: str
     view: View
-    cursor: Cursor | None
+    own: Cursor | None
     runs: Cursor | None = None
     declares: frames.Declares | None = None  # until it is reported; the ledger keeps it
     owed: bool = False  # an answer to its hello, though there be nothing new
     doubted: Reset | None = None  # its state, and nothing could be sent since
+    company: Company | None = None
+    place: int = 0
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """The head it was last sent, or claims to have; None: nothing. Who is given one of its own is alone from then."""
+        return self.own if self.company is None else self.company.at(self.place)
+
+    @cursor.setter
+    def cursor(self, value: Cursor | None) -> None:
+        if self.company is not None:
+            self.company.part(self)
+        self.own = value
 
     def answered(self, receipt: frames.Receipt) -> None:
         if receipt.state in ("applied", "unaffected") and (

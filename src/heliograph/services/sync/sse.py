@@ -188,6 +188,9 @@ class _Pipe:
         if self.open:
             self.write(self._events.wrapped(data))
 
+    def rest(self, data: bytes) -> None:
+        """Nobody else writes to its socket."""
+
     def ping(self) -> None:
         self.comment()
 

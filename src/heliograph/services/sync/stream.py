@@ -102,6 +102,7 @@ class Stream:
         self.settings = settings
         self.ending: set[_Listener] = set()
         """Closed by us or by the client, and not gone yet."""
+        self.encrypts = False
         self.throttled = metrics.clients_throttled
         self.frame_s = 1 / settings.frames_per_s
         self.byte_s = 1 / settings.bytes_per_s
@@ -120,6 +121,7 @@ class Stream:
     async def serve(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> asyncio.base_events.Server:
         """Starts listening. Raises InvalidRequest when it cannot."""
         self.clock = asyncio.get_running_loop().time
+        self.encrypts = tls is not None
         bound: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": TLS_HANDSHAKE_S} if tls else {}
         taken = listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare)
         self._door = Door(taken, self._admission, self._metrics, max_opening=self.settings.max_opening)
@@ -327,6 +329,7 @@ class _Listener(WSListener):
         "_held",
         "_pong",
         "_share",
+        "_socket",
         "_spent_s",
         "_stream",
         "_text",
@@ -349,6 +352,7 @@ class _Listener(WSListener):
         self._throttled: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._flows = False  # open, and not full
+        self._socket = -1
         self.open = False
 
     # --- Pipe ---
@@ -358,6 +362,10 @@ class _Listener(WSListener):
             self._transport.send(TEXT, data)  # type: ignore[union-attr]  # it flows, so it is there
         elif self.open:
             self._hold(data)
+
+    def rest(self, data: bytes) -> None:
+        if self._transport:
+            self._transport.underlying_transport.write(data)
 
     def ping(self) -> None:
         if self._flows and self._transport:
@@ -390,6 +398,7 @@ class _Listener(WSListener):
 
     def begin(self, connection: Connection) -> None:
         self._connection = connection
+        self._aim()
         if connection.session.relays:
             self._share = RELAYED_SHARE
         if not self._flows:
@@ -399,6 +408,8 @@ class _Listener(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
         self.open = self._flows = True
+        if not self._stream.encrypts:
+            self._socket = transport.underlying_transport.get_extra_info("socket").fileno()
         transport.underlying_transport.set_write_buffer_limits(high=0)
         text, self._text = self._text, ""
         self._stream.greet(self, text)
@@ -428,6 +439,7 @@ class _Listener(WSListener):
         if not self.open or not self._flows:
             return
         self._flows = False
+        self._aim()
         self._read()
         if self._connection:
             self._stream.hub.paused(self._connection)
@@ -441,6 +453,7 @@ class _Listener(WSListener):
         if not self._flows:  # full again; `pause_writing` has told the hub
             return
         self._held = None
+        self._aim()
         if self._pong is not None:
             self._transport.send_pong(self._pong)
             self._pong = None
@@ -534,6 +547,11 @@ class _Listener(WSListener):
                 self._stream.hub.take(self._connection, self._early.popleft())
         self._read()
 
+    def _aim(self) -> None:
+        """The hub may write to the socket itself, or not."""
+        if self._connection:
+            self._connection.aim(self._socket if self._flows else -1)
+
     def _read(self) -> None:
         """Reads on, or not: see the class."""
         if self._transport and self.open:
@@ -560,6 +578,7 @@ class _Listener(WSListener):
     def _shut(self) -> None:
         """No more in or out, and an end within `CLOSE_S`."""
         was_open, self.open, self._flows = self.open, False, False
+        self._aim()
         self._held = self._early = self._fragments = self._pong = None
         if self._throttled:
             self._throttled.cancel()
