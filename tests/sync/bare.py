@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+from tests.fixtures.certificates import Authority
 
 from heliograph.access.principal import Principal, Scope
 from heliograph.client.testing._history import History, Keys
@@ -21,6 +23,7 @@ from heliograph.core.canonical import canonical
 from heliograph.core.errors import HeliographError, Unauthenticated
 from heliograph.core.replica import Assembler, Replica
 from heliograph.runtime.clock import now_us
+from heliograph.runtime.tls import Certificate
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.environment import Environment
@@ -99,6 +102,7 @@ class Node:
         self.environment.replace(latest.head, latest.version, {}, [latest.cursor.version])
         self.hub.add_environment(self.environment)
         self.port = 0
+        self.trusted: ssl.SSLContext | None = None
 
     def publish(self, **documents: Any) -> int:
         """The next version, fanned out as one that came from the log."""
@@ -131,7 +135,7 @@ class Node:
         return b"\r\n".join([b"GET /v1/stream HTTP/1.1", *lines, b"", b""])
 
     async def dial(self, address: str = "127.0.0.1") -> Raw:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0))
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0), ssl=self.trusted)
         return Raw(self, reader, writer)
 
     @asynccontextmanager
@@ -280,9 +284,14 @@ def frame(
 
 
 @asynccontextmanager
-async def running(**settings: Any) -> AsyncIterator[Node]:
+async def running(authority: Authority | None = None, **settings: Any) -> AsyncIterator[Node]:
+    """With TLS, given an authority."""
     node = Node(**settings)
-    server = await node.stream.serve("127.0.0.1", 0)
+    tls = None
+    if authority:
+        tls = (await Certificate.open(*authority.install(authority.pair()), node.metrics)).context
+        node.trusted = ssl.create_default_context(cafile=authority.file)
+    server = await node.stream.serve("127.0.0.1", 0, tls)
     node.port = server.sockets[0].getsockname()[1]
     tasks = [asyncio.create_task(each) for each in (node.hub.run(), node.outbox.run())]
     try:

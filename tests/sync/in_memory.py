@@ -281,7 +281,8 @@ class Node:
         self.tail, self.journal = Tail(region), Journal(region)
         self.outbox = Outbox(self.journal, metrics)
         self.wires: dict[int, Wire] = {}
-        self.hub = Hub(name, settings, self.outbox, metrics, lambda socket, frame: self.wires[socket].write(frame))
+        self.hub = Hub(name, settings, self.outbox, metrics)
+        self.hub.write = lambda socket, frame: self.wires[socket].write(frame)
         self.follower = Follower(
             self.tail, region, self.hub, settings, metrics, letters=_NoLetters(), revoked=self.hub.revoked  # type: ignore[arg-type]
         )  # fmt: skip
@@ -339,7 +340,7 @@ class Wire:
         assert not self._begun
         self.down.append(data)
         if len(self.down) > self._capacity and not self.connection.paused_us:
-            self.connection.aim(-1)
+            self.connection.aim(None)
             self.node.hub.paused(self.connection)
 
     def write(self, frame: bytes) -> int:
@@ -371,7 +372,7 @@ class Wire:
         del reason
         if self.open:
             self.open = False
-            self.connection.aim(-1)
+            self.connection.aim(None)
             self.down.append(code)
 
     def abort(self) -> None:
@@ -397,7 +398,7 @@ class Wire:
 
     def node_sees_the_end(self) -> None:
         self.open = False
-        self.connection.aim(-1)
+        self.connection.aim(None)
         self.node.loop.call(self.node.hub.disconnect, self.connection, "closed")
 
 

@@ -26,6 +26,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from structlog.testing import capture_logs
+from tests.sync import in_memory
 from tests.sync.in_memory import Node, Process, Region, StillLoop
 
 from heliograph.client._dispatch import Mailbox
@@ -406,7 +407,7 @@ def take_an_interrupted_walk_for_done(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_what_a_socket_did_not_take(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(hub.Hub, "_held_up", lambda *_: None)
+    patch.setattr(in_memory.Wire, "rest", lambda *_: None)
 
 
 def keep_the_past_of_another_epoch(patch: pytest.MonkeyPatch) -> None:

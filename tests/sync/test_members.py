@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from heliograph.core.records import Cursor
 from heliograph.services.sync.fragments import text_frame
-from heliograph.services.sync.members import GONE, Company, Members
+from heliograph.services.sync.members import Company, Members
 
 
 @dataclass(eq=False)
@@ -70,22 +70,27 @@ class Walking(RuleBasedStateMachine):
     def a_version_comes(self) -> None:
         self.head += 1
         self.members.tidy()
-        if self.members.sockets:
+        if self.members.ways:
             self.members.set_out(VERSIONS[self.head])
             self.walking = True
         else:
             self.walk_alone()
 
     @precondition(lambda self: self.walking)
-    @rule()
-    def goes_on(self) -> None:
+    @rule(full=st.sets(st.integers(0, 2)))
+    def goes_on(self, full: set[int]) -> None:
+        """``full``: who is found to be when it is written to, and parts then."""
         some = self.members.next(3)
-        sent = [self.members._who[self.members.reached + place] for place, each in enumerate(some) if each != GONE]
-        assert self.members.passed(some) == len(sent)
-        for who in sent:
-            assert who is not None
-            assert self.members[who] in some
+        there = [way for way in some if way is not None]
+        for number, way in enumerate(there):
+            self.members.last = way
+            who = self.members.whose(way)
+            assert self.members[who] == way
             self.table[who] = VERSIONS[self.head]
+            if number in full:
+                self.members.part(who)
+                assert who.own == VERSIONS[self.head]
+        assert self.members.passed(some) == len(there)
         if not self.members.next(3):
             self.ends()
 
@@ -122,7 +127,7 @@ class Walking(RuleBasedStateMachine):
         assert set(together) | set(self.members.alone) == set(self.table)
         assert not set(together) & set(self.members.alone)
         assert all(each.company is self.members and self.members._who[each.place] is each for each in together)
-        assert [each for each in self.members.sockets if each != GONE] == [self.members[each] for each in together]
+        assert [each for each in self.members.ways if each is not None] == [self.members[each] for each in together]
 
 
 TestWalking = Walking.TestCase
@@ -133,7 +138,7 @@ TestWalking = Walking.TestCase
     [
         ("at", lambda self, _: self.cursor),
         ("part_rest", lambda _: None),
-        ("passed", lambda self, some: setattr(self, "reached", self.reached + 1) or len(some) - some.count(GONE)),
+        ("passed", lambda self, some: setattr(self, "reached", self.reached + 1) or len(some) - some.count(None)),
     ],
 )
 def test_what_the_machine_catches(what: str, wrongly: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +154,8 @@ def test_nobody_is_taken_in_without_a_socket_or_from_another_version() -> None:
         members.join(each, number)
     members.take_in(first, 7)
     members.take_in(behind, 8)
-    members.take_in(no_socket, -1)
-    assert members.sockets == [7]
+    members.take_in(no_socket, None)
+    assert members.ways == [7]
     assert set(members.alone) == {behind, no_socket}
 
 
@@ -163,10 +168,10 @@ def test_empty_places_are_filled_before_they_are_many() -> None:
     for each in everybody[:25]:
         members.leave(each)
     members.tidy()
-    assert len(members.sockets) == 100
+    assert len(members.ways) == 100
     members.leave(everybody[25])
     members.tidy()
-    assert members.sockets == list(range(26, 100))
+    assert members.ways == list(range(26, 100))
     assert [each.place for each in everybody[26:]] == list(range(74))
 
 

@@ -61,13 +61,15 @@ async def test_many_who_never_read_cost_no_memory_and_no_version_of_the_others()
             raw.writer.transport.abort()
 
 
-async def test_who_reads_again_gets_exactly_one_frame_to_the_head():
-    async with running(stall_s=600) as node, node.open() as slow, node.open() as good:
+@pytest.mark.parametrize(("encrypted", "size"), [(False, 100_000), (False, 50_000), (True, 50_000)])
+async def test_who_reads_again_gets_exactly_one_frame_to_the_head(encrypted, size, authority):
+    """Small enough that a frame is sent at once, its last one is taken in part; or so large that it goes by itself."""
+    async with running(authority if encrypted else None, stall_s=600) as node, node.open() as slow, node.open() as good:
         held, mine = node.replica(), node.replica()
         slow.writer.transport.pause_reading()
         number = 0
         while node.value("slow_consumers") < 1:
-            number = node.publish(big={"text": "y" * 100_000, "n": number})
+            number = node.publish(big={"text": "y" * size, "n": number})
             await good.follow(held, number)
         reached = min(each.cursor.number for session in node.hub._connections for each in session.subscribers.values())
         for index in range(50):

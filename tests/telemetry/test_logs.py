@@ -34,6 +34,24 @@ def test_one_json_object_per_line_with_the_constant_name_and_the_fields(lines):
     assert (line["namespace"], line["number"], line["level"]) == ("shop", 42, "info")
 
 
+class Written(io.StringIO):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.pieces.append(text)
+        return super().write(text)
+
+
+def test_a_line_is_written_as_a_whole(lines):
+    """Where nothing is buffered each write is one of the system's, and another process's may come between two."""
+    configure_logs("registry", stream=(stream := Written()))
+    structlog.get_logger().info("a")
+    structlog.get_logger().info("b")
+    assert "".join(stream.pieces).splitlines(keepends=True) == stream.pieces
+
+
 def test_debug_is_left_out_by_default(lines):
     structlog.get_logger().debug("frame_sent")
     assert lines() == []

@@ -94,13 +94,16 @@ def _as_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> 
 
 
 class _Lines:
-    """The last step: one line, written at once so that a crash loses none."""
+    """The last step: one line, written at once so that a crash loses none, and as a whole, as workers share a stream: `print` writes a line and its
+    end one after the other where nothing is buffered."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def msg(self, line: str) -> None:
-        print(line, file=self._stream or sys.stderr, flush=True)
+        stream = self._stream or sys.stderr
+        stream.write(line + "\n")
+        stream.flush()
 
     debug = info = warning = error = critical = exception = log = msg
 

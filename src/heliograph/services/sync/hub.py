@@ -33,7 +33,7 @@ from heliograph.runtime import problems
 from heliograph.runtime.clock import moment_us, now_us
 from heliograph.services.sync.environment import Content, Environment
 from heliograph.services.sync.fragments import text_frame
-from heliograph.services.sync.members import Members
+from heliograph.services.sync.members import Members, Way
 from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.reports import Reports
@@ -83,8 +83,8 @@ MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 _encode = msgspec.json.Encoder().encode
 Text = tuple[bytes, int]
 """A message, and when it came."""
-Write = Callable[[int, bytes], int]
-"""To a `Connection.socket`; how many bytes it has taken. Raises OSError."""
+Write = Callable[[Way, bytes], int | None]
+"""Writes to a `Connection.way`; how many bytes it has taken, or None where what it cannot take is its own affair. Raises OSError."""
 Take = Callable[[Content | None], None]
 """Gets a view that was gathered; None: it could not be."""
 
@@ -95,7 +95,7 @@ class Pipe(Protocol):
     def send(self, data: bytes) -> None: ...
 
     def rest(self, data: bytes) -> None:
-        """What `Connection.socket` has not taken of a frame."""
+        """What `Connection.way` has not taken of a frame."""
         ...
 
     def ping(self) -> None: ...
@@ -117,8 +117,7 @@ class Pipe(Protocol):
 class Connection:
     """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not. ``slot``: where it lies on the hub's wheel.
 
-    ``socket``: the descriptor of an open WebSocket that takes whole frames now: nothing waits for it, and nothing is encrypted. -1: only its pipe
-    knows how to send.
+    ``way``: of an open WebSocket that takes whole frames now and for which nothing waits; None: only its pipe knows how to send.
     """
 
     session: Session
@@ -126,7 +125,7 @@ class Connection:
     opened_us: int
     heard_us: int
     held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
-    socket: int = -1
+    way: Way = None
     paused_us: int = 0
     pinged_us: int = 0
     stall_us: int = 0
@@ -137,10 +136,10 @@ class Connection:
     acknowledged: int = -1
     ack_due: bool = False
 
-    def aim(self, socket: int) -> None:
-        """The hub may write to it from now on; or, with -1, no more."""
-        self.socket = socket
-        if socket < 0:
+    def aim(self, way: Way) -> None:
+        """The hub may write to it from now on; None: no more."""
+        self.way = way
+        if way is None:
             self.part()
 
     def hold(self) -> None:
@@ -199,9 +198,10 @@ class Room:
 class Hub:
     """Belongs to one event loop. Implements `History` for its sessions."""
 
-    def __init__(self, node: str, settings: HubSettings, outbox: Outbox, metrics: Metrics, write: Write = os.write) -> None:
+    def __init__(self, node: str, settings: HubSettings, outbox: Outbox, metrics: Metrics) -> None:
         self.node = node
-        self._write = write
+        self.write: Write = os.write
+        """To the ways of this node's connections, which are all of one kind."""
         self._settings = settings
         self._outbox = outbox
         self._reports = Reports(node, settings.region, outbox, metrics)
@@ -679,7 +679,7 @@ class Hub:
             return  # of a room that is no more; or out of the walk
         if subscriber.own == head:
             subscriber.own = head
-            members.take_in(subscriber, connection.socket)
+            members.take_in(subscriber, connection.way)
 
     def _send_state(self, connection: Connection, subscriber: Subscriber, room: Room) -> None:
         environment = room.environment
@@ -803,25 +803,28 @@ class Hub:
     ) -> Generator[None, None, int]:
         """One frame for all of them. Those not reached when the head moves on are alone from then, and go straight to the newest."""
         have, target = members.cursor, environment.cursor
-        if not members.sockets or have == target or is_ahead(have, target):
+        if not members.ways or have == target or is_ahead(have, target):
             return 0
         parts = environment.frames(number, view, have)
         if is_large(parts):
             members.part_all()
             return 0
         frame, sent = text_frame(parts[0]), 0
-        size, write = len(frame), self._write
+        size, write = len(frame), self.write
         members.set_out(target)
         while some := members.next(SLICE):
-            for socket in some:
-                if socket < 0:
+            for way in some:
+                if way is None:
                     continue
+                members.last = way
                 try:
-                    taken = write(socket, frame)
+                    taken = write(way, frame)
                 except OSError:  # full, or gone: the pipe finds out which
                     taken = 0
-                if taken != size:
-                    self._held_up(members, socket, frame[taken:])
+                if taken != size and taken is not None:
+                    member = members.whose(way)
+                    members.part(member)
+                    members[member].pipe.rest(frame[taken:])
             sent += members.passed(some)
             if slices.over():
                 yield
@@ -830,13 +833,6 @@ class Hub:
                     break
         members.part_rest()
         return sent
-
-    def _held_up(self, members: Group, socket: int, rest: bytes) -> None:
-        """The others go on, and so does the walk that asks for this."""
-        member = members.whose(socket)
-        members.part(member)
-        member.own = members.cursor
-        members[member].pipe.rest(rest)
 
     def _walk_alone(
         self, environment: Environment, view: View, number: int, members: Group, slices: Slices
@@ -856,7 +852,7 @@ class Hub:
             subscriber.cursor = target
             self._send(connection, parts)
             if not connection.held:
-                members.take_in(subscriber, connection.socket)
+                members.take_in(subscriber, connection.way)
             sent += 1
             if sent % SLICE == 0 and slices.over():
                 yield

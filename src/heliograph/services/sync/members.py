@@ -2,8 +2,8 @@
 
 What a fan-out costs beside the system's own is the memory it touches. Each object of a subscriber is a cache line that the loop waits for, and there
 are ten thousand of each. So those who are at the same version, with sockets that take whole frames, stand *together*: where they are is kept once
-for all, and of each the loop touches one number. Whoever has anything of its own (a full socket, a large frame on its way, another version, a
-connection that is no plain WebSocket) is *alone*, until a walk finds it where the others are.
+for all, and of each the loop touches its way out, a file descriptor if nothing is encrypted. Whoever has anything of its own (a full socket, a large
+frame on its way, another version, a connection that is no WebSocket) is *alone*, until a walk finds it where the others are.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from heliograph.core.records import Cursor
 
-GONE: Final = -1
-"""In the place of somebody who stands there no more."""
 SPARSE: Final = 4
 """One place in so many may be empty before the others move up."""
+Way = Any
+"""What the hub writes whole frames to, never None; None in the place of somebody who stands there no more."""
 _C = TypeVar("_C")
 
 
@@ -41,16 +41,18 @@ _M = TypeVar("_M", bound=Member)
 class Members(dict[_M, _C], Generic[_M, _C]):
     """All of them with their connections. ``alone``: those who do not stand together. Join, leave and part may come in the middle of a walk.
 
-    Together are at `cursor`, but for those whom a walk that goes on has not `reached`: they are still at `before`. ``sockets``: of each place.
+    Together are at `cursor`, but for those whom a walk that goes on has not `reached`: they are still at `before`. ``ways``: of each place.
+    ``last``: the way that the walk has written to last; its member is reached too.
     """
 
-    __slots__ = ("_who", "alone", "before", "cursor", "reached", "sockets")
+    __slots__ = ("_who", "alone", "before", "cursor", "last", "reached", "ways")
 
     def __init__(self) -> None:
         self.alone: dict[_M, _C] = {}
         self.cursor: Cursor | None = None
         self.before: Cursor | None = None
-        self.sockets: list[int] = []
+        self.ways: list[Way] = []
+        self.last: Way = None
         self.reached = 0
         self._who: list[_M | None] = []
 
@@ -66,43 +68,44 @@ class Members(dict[_M, _C], Generic[_M, _C]):
     def at(self, place: int) -> Cursor | None:
         return self.cursor if place < self.reached else self.before
 
-    def take_in(self, member: _M, socket: int) -> None:
-        """Somebody who was alone: with the others, if they are where it is and ``socket`` is one."""
-        if socket < 0 or self.reached < len(self.sockets):
+    def take_in(self, member: _M, way: Way) -> None:
+        """Somebody who was alone: with the others, if they are where it is and there is a way."""
+        if way is None or self.reached < len(self.ways):
             return
-        if not self.sockets:
+        if not self.ways:
             self.cursor = member.own
         elif self.cursor is not member.own:
             return
         del self.alone[member]
-        member.company, member.place = self, len(self.sockets)
-        self.sockets.append(socket)
+        member.company, member.place = self, len(self.ways)
+        self.ways.append(way)
         self._who.append(member)
         self.reached += 1
 
     def part(self, member: _M) -> None:
         """From now on it is alone, where it stands."""
-        member.own, member.company = self.at(member.place), None
-        self.sockets[member.place] = GONE
+        place, way = member.place, self.ways[member.place]
+        member.own, member.company = self.cursor if way is self.last else self.at(place), None
+        self.ways[place] = None
         self._who[member.place] = None
         self.alone[member] = self[member]
 
     def set_out(self, target: Cursor) -> None:
         """A walk begins, with nobody reached."""
-        self.before, self.cursor, self.reached = self.cursor, target, 0
+        self.before, self.cursor, self.reached, self.last = self.cursor, target, 0, None
 
-    def next(self, count: int) -> list[int]:
-        """The numbers of so many who have not been reached."""
-        return self.sockets[self.reached : self.reached + count]
+    def next(self, count: int) -> list[Way]:
+        """The ways of so many who have not been reached."""
+        return self.ways[self.reached : self.reached + count]
 
-    def passed(self, some: list[int]) -> int:
+    def passed(self, some: list[Way]) -> int:
         """The walk has been to the `next` ones; how many of them there were."""
         self.reached += len(some)
-        return len(some) - some.count(GONE)
+        return len(some) - some.count(None)
 
-    def whose(self, socket: int) -> _M:
-        """Who stands where the walk is, by the number that it found there."""
-        found = self._who[self.sockets.index(socket, self.reached)]
+    def whose(self, way: Way) -> _M:
+        """Who stands where the walk is, by the way that it found there."""
+        found = self._who[self.ways.index(way, self.reached)]
         assert found is not None
         return found
 
@@ -110,22 +113,22 @@ class Members(dict[_M, _C], Generic[_M, _C]):
         for member in self._who:
             if member is not None:
                 self.part(member)
-        self.sockets, self._who, self.reached = [], [], 0
+        self.ways, self._who, self.reached = [], [], 0
 
     def part_rest(self) -> None:
         """Those whom a walk has not reached and will not: it failed, or the head is another one by now."""
         for member in self._who[self.reached :]:
             if member is not None:
                 self.part(member)
-        del self.sockets[self.reached :], self._who[self.reached :]
+        del self.ways[self.reached :], self._who[self.reached :]
 
     def tidy(self) -> None:
         """Before a walk: those whom one that failed has not reached are alone, and empty places are filled when there are many."""
         self.part_rest()
-        if self.sockets.count(GONE) * SPARSE <= len(self.sockets):
+        if self.ways.count(None) * SPARSE <= len(self.ways):
             return
         staying = [member for member in self._who if member is not None]
-        self.sockets = [self.sockets[member.place] for member in staying]
+        self.ways = [self.ways[member.place] for member in staying]
         self._who = list(staying)
         for place, member in enumerate(staying):
             member.place = place

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import socket
 import ssl
@@ -17,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from operator import call
 from typing import Any, Final, cast
 
 import msgspec
@@ -47,6 +49,7 @@ from heliograph.services.sync.feed import EdgeSession
 from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, whole
 from heliograph.services.sync.handshake import refused, token_of
 from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.members import Way
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import HubSettings
 from heliograph.services.sync.tickets import Tickets
@@ -122,6 +125,7 @@ class Stream:
         """Starts listening. Raises InvalidRequest when it cannot."""
         self.clock = asyncio.get_running_loop().time
         self.encrypts = tls is not None
+        self.hub.write = call if tls else os.write
         bound: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": TLS_HANDSHAKE_S} if tls else {}
         taken = listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare)
         self._door = Door(taken, self._admission, self._metrics, max_opening=self.settings.max_opening)
@@ -329,12 +333,12 @@ class _Listener(WSListener):
         "_held",
         "_pong",
         "_share",
-        "_socket",
         "_spent_s",
         "_stream",
         "_text",
         "_throttled",
         "_transport",
+        "_way",
         "open",
     )
 
@@ -352,7 +356,7 @@ class _Listener(WSListener):
         self._throttled: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
         self._flows = False  # open, and not full
-        self._socket = -1
+        self._way: Way = None
         self.open = False
 
     # --- Pipe ---
@@ -408,8 +412,8 @@ class _Listener(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
         self.open = self._flows = True
-        if not self._stream.encrypts:
-            self._socket = transport.underlying_transport.get_extra_info("socket").fileno()
+        out = transport.underlying_transport
+        self._way = out.write if self._stream.encrypts else out.get_extra_info("socket").fileno()
         transport.underlying_transport.set_write_buffer_limits(high=0)
         text, self._text = self._text, ""
         self._stream.greet(self, text)
@@ -550,7 +554,7 @@ class _Listener(WSListener):
     def _aim(self) -> None:
         """The hub may write to the socket itself, or not."""
         if self._connection:
-            self._connection.aim(self._socket if self._flows else -1)
+            self._connection.aim(self._way if self._flows else None)
 
     def _read(self) -> None:
         """Reads on, or not: see the class."""
