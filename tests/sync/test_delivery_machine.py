@@ -369,6 +369,21 @@ def test_every_version_once_and_in_order_at_length() -> None:
     play(3000, derandomize=False)
 
 
+def test_who_rejects_the_first_version_after_a_fail_over_is_shown_the_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it runs is of a lost tail, and has the number before the one that comes: no server lies here."""
+    monkeypatch.setattr(hub, "SLICE", 1)
+    state = Delivery()
+    state.begin(sample=False)
+    state.roll_back(back=2)
+    state.node_dies(node=1)
+    state.fail_over(lost=2)
+    state.publish_what_one_rejects(by=0)
+    state.node_dies(node=0)
+    state.hop(client=0, node=1)
+    state.hop(client=0, node=0)
+    state.teardown()
+
+
 def show_an_older_head(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hub, "is_ahead", lambda have, head: False)
 

@@ -377,13 +377,14 @@ class Session:
         """How often a snapshot is asked for before this refusal is an alarm.
 
         Bytes may have been damaged. A path may start elsewhere because the server thinks that we hold what we rejected; the next number
-        with another parent is no such gap.
+        of the same epoch with another parent is no such gap.
         """
         if not refusal.alarm:
             return DAMAGE_RESYNCS
         held = channel.replica.cursor
-        gap = channel.unsure and held is not None and claimed is not None and claimed.number > held.number + 1
-        return GAP_RESYNCS if gap and isinstance(refusal, Forked) else 0
+        if not (isinstance(refusal, Forked) and channel.unsure and held is not None and claimed is not None):
+            return 0
+        return GAP_RESYNCS if claimed.number > held.number + 1 or claimed.epoch > held.epoch else 0
 
     def _answer_refused(self, channel: Channel, alarm: Alarm, frame: StateFrame, now: Moment) -> None:
         """Once for a version in a row, or when somebody waits for the answer; never of one that ran here: a replayed version was not rejected when
