@@ -32,6 +32,8 @@ ROUNDS = 15
 CONNECTIONS = 16
 REQUESTS = 4_000
 """Of one round, all connections together."""
+UNBOUNDED = {"HELIOGRAPH_REQUESTS_PER_ADDRESS_S": "0", "HELIOGRAPH_CONNECTS_PER_ADDRESS_S": "0"}
+"""All of it comes from one address."""
 NAMESPACE, ENVIRONMENT = "polls", "production"
 TRACE = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
 
@@ -51,7 +53,7 @@ class Kind:
 
 async def measure(held: int) -> str:
     with tempfile.TemporaryDirectory(prefix="heliograph-bench-") as folder:
-        async with embedded(Path(folder)) as stack, _bare() as (port, pid):
+        async with embedded(Path(folder), settings=UNBOUNDED) as stack, _bare() as (port, pid):
             bundle, tag = await _publish(stack)
             kinds = _kinds(stack, port, pid, bundle, tag)
             for each in kinds:

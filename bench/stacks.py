@@ -54,9 +54,9 @@ def _niced(nice: int) -> list[str]:
 
 
 @asynccontextmanager
-async def embedded(folder: Path, *, nice: int = 0) -> AsyncIterator[Stack]:
+async def embedded(folder: Path, *, settings: Mapping[str, str] | None = None, nice: int = 0) -> AsyncIterator[Stack]:
     """Every service in one process on the embedded PostgreSQL. `nice`: of all its processes; below 0 if we may."""
-    env = os.environ | _ports() | {"HELIOGRAPH_DATA_DIR": str(folder / "data")}
+    env = os.environ | _ports() | {"HELIOGRAPH_DATA_DIR": str(folder / "data")} | (settings or {})
     command = [*_niced(nice), sys.executable, "-m", "heliograph.cli", "dev"]
     async with _running("embedded", command, env, folder, "data/tokens") as stack:
         yield stack
