@@ -87,7 +87,7 @@ class Members(dict[_M, _C], Generic[_M, _C]):
         place, way = member.place, self.ways[member.place]
         member.own, member.company = self.cursor if way is self.last else self.at(place), None
         self.ways[place] = None
-        self._who[member.place] = None
+        self._who[place] = None
         self.alone[member] = self[member]
 
     def set_out(self, target: Cursor) -> None:
@@ -110,10 +110,8 @@ class Members(dict[_M, _C], Generic[_M, _C]):
         return found
 
     def part_all(self) -> None:
-        for member in self._who:
-            if member is not None:
-                self.part(member)
-        self.ways, self._who, self.reached = [], [], 0
+        self.before, self.reached = self.cursor, 0
+        self.part_rest()
 
     def part_rest(self) -> None:
         """Those whom a walk has not reached and will not: it failed, or the head is another one by now."""

@@ -188,8 +188,8 @@ class _Pipe:
         if self.open:
             self.write(self._events.wrapped(data))
 
-    def rest(self, data: bytes) -> None:
-        """Nobody else writes to its socket."""
+    def rest(self, data: bytes) -> None:  # noqa: ARG002
+        raise AssertionError("the hub has no way to this socket")
 
     def ping(self) -> None:
         self.comment()
