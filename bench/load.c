@@ -39,6 +39,7 @@
 #define SOURCES 4                   // addresses 127.0.0.2 to .5, so that ports do not run out
 #define JITTER_US 500000
 #define TICK_US 5000
+#define BEAT_US 250000
 #define ROUND_US 30000000LL
 #define STALL_US 30000000LL
 #define MARK 12                     // "@@00000001@@"
@@ -307,11 +308,14 @@ static size_t heliograph_frames(struct client *c, char *in, size_t n, int64_t at
     return done;
 }
 
+// As an SDK does: at the next quarter of a second of the server's clock, which is ours here.
+static int64_t in_step(int64_t at) { return (at + BEAT_US - 1) / BEAT_US * BEAT_US; }
+
 static size_t heliograph_heard(struct client *c, int step, char *in, size_t n) {
     if (step == 0) return heard_upgrade(c, in, n);
     int greeted = 0;
     size_t done = heliograph_frames(c, in, n, now_us(), &greeted);
-    if (greeted) c->heartbeat_at = now_us() + rand() % heartbeat_us;
+    if (greeted) c->heartbeat_at = in_step(now_us() + rand() % heartbeat_us);
     return greeted ? done : 0;
 }
 
@@ -327,7 +331,7 @@ static void due(int64_t at) {
         if (c->state != LIVE || c->heartbeat_at > at || is_publisher(c) || i < never) continue;
         char text[96];
         int n = snprintf(text, sizeof text, "{\"type\":\"heartbeat\",\"views\":{},\"sent_at_us\":%lld}", (long long)at);
-        c->heartbeat_at = at + heartbeat_us;
+        c->heartbeat_at = in_step(at + heartbeat_us - BEAT_US / 2);
         send_text(c, text, (size_t)n);
     }
 }

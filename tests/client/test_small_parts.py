@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from heliograph.client import _codes
 from heliograph.client._backoff import Backoff
-from heliograph.client._clock import ClockOffset
+from heliograph.client._clock import ClockOffset, Moment
 from heliograph.client._dispatch import CAPACITY, Feed, Mailbox, call_each
+from heliograph.client._identity import ephemeral
+from heliograph.client._session import BEAT_US, Session
 from heliograph.core import errors, frames
 
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
@@ -44,6 +46,40 @@ def test_an_exchange_that_ends_before_it_began_is_not_counted() -> None:
     clock.exchanged(0, 5, 5, 10)
     assert not clock.known
     assert clock.us == 0
+
+
+def heartbeats(heartbeat_s: float, *, offset_us: int = 0, count: int = 40) -> list[Moment]:
+    """When a session sends them that is asked each time it wants to be."""
+    session = Session(ephemeral("t"), frames.Fingerprint(sdk="test", sdk_version="0"), [], lambda *_: None, random=Random(3))
+    now, sent = Moment(10**15, 10**6), []
+    session.greet(now)
+    limits = frames.Limits(max_frame_bytes=1, max_subscriptions=1)
+    at = now.wall_us + offset_us
+    told = {"connection": "c", "node": "n", "region": "r", "received_at_us": at, "sent_at_us": at}
+    session.take(frames.Welcome(**told, heartbeat_s=heartbeat_s, receipt_jitter_ms=0, limits=limits), now)
+    while len(sent) < count:
+        wake_us = session.wake_us()
+        assert wake_us is not None
+        now = Moment(now.wall_us + wake_us - now.steady_us, wake_us)
+        if session.due(now):
+            sent.append(now)
+            session.take(frames.HeartbeatAck(echo_us=now.wall_us, received_at_us=now.wall_us + offset_us), now)
+    return sent
+
+
+@pytest.mark.parametrize("offset_us", [0, 123_456, -7_654_321])
+def test_heartbeats_come_at_the_servers_beat_and_spread_over_many(offset_us: int) -> None:
+    _, *later = heartbeats(25.0, offset_us=offset_us)
+    assert {(each.wall_us + offset_us) % BEAT_US for each in later} == {0}
+    pauses = [after.steady_us - before.steady_us for before, after in itertools.pairwise(later)]
+    assert min(pauses) > 0.68 * 25e6
+    assert max(pauses) < 25e6
+    assert len(set(pauses)) > 10
+
+
+def test_short_pauses_between_heartbeats_keep_their_length() -> None:
+    sent = heartbeats(0.4)
+    assert all(after.steady_us - before.steady_us >= 0.28e6 for before, after in itertools.pairwise(sent))
 
 
 @given(st.integers(0, 2**32), st.integers(0, 60))

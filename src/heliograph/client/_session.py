@@ -39,6 +39,11 @@ DAMAGE_RESYNCS: Final = 1
 GAP_RESYNCS: Final = 3
 RAN: Final = 256
 FIRST_HEARTBEAT_S: Final = 1.0
+BEAT_US: Final = 250_000
+"""Heartbeats are sent at multiples of it of the server's clock, as far as it is known. A node with ten thousand clients hears a hundred at a time
+then, instead of being woken by each: a wake-up costs it more than a heartbeat. (The kernel's round_jiffies is for the same.)"""
+PATIENT_BEATS: Final = 8
+"""Shorter pauses are kept as they are."""
 WELCOME_S: Final = 10.0
 RETRUST_S: Final = 5.0
 RETRY_REFUSED_S: Final = 30.0  # a subscription that the server would not serve: asked for again on a new connection
@@ -474,10 +479,12 @@ class Session:
         }
 
     def _next_heartbeat(self, now: Moment) -> int | None:
-        """Somewhat early, and each client at its own pace, so that a crowd does not beat in step."""
+        """Somewhat early and spread, then back to the server's last `BEAT_US`: hundreds are one wake-up of a node then, and no burst is large."""
         if self.welcome is None:
             return None
-        return now.steady_us + int(self.welcome.heartbeat_s * self._random.uniform(0.7, 0.95) * SECOND)
+        pause_us = int(self.welcome.heartbeat_s * self._random.uniform(0.7, 0.95) * SECOND)
+        early_us = (now.wall_us + self.offset.us + pause_us) % BEAT_US
+        return now.steady_us + (pause_us - early_us if pause_us > PATIENT_BEATS * BEAT_US else pause_us)
 
     def _silent_at_us(self) -> int | None:
         if self._link != "websocket":

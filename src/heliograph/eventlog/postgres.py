@@ -17,9 +17,9 @@ from heliograph.runtime.retry import attempts
 
 log = structlog.get_logger()
 
-POLL_S = 0.25
-"""Between two looks when nothing rings: what a ring costs that was lost with the process that had committed. Each look of an idle reader is half a
-millisecond of CPU."""
+POLL_S = 1.0
+"""Between two looks when nothing rings: what a ring costs that was lost with the process that had committed. Each look of an idle reader is one to
+two milliseconds of CPU, because it finds nothing in the caches."""
 BATCH = 500
 GATHER_S = 0.002
 """How long an appender waits for others' records before it commits a batch: an fsync costs about as much."""

@@ -48,9 +48,9 @@ class _State(ServerState):
     leaving = False
 
 
-TICK_S: Final = 0.1
+TICK_S: Final = 1.0
 TICKS_A_DAY: Final = 864_000
-"""Every tenth one writes the Date header anew."""
+"""Uvicorn's, of which there are ten a second; at every tenth one it writes the Date header anew, and the others would be for nothing."""
 _EXTENSION: Final = "heliograph.connection"
 
 
@@ -280,7 +280,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """As uvicorn's, which looks whether it shall end at each tick only."""
-        ticks = cycle(range(TICKS_A_DAY))
+        ticks = cycle(range(0, TICKS_A_DAY, 10))
         while not await self.on_tick(next(ticks)):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):

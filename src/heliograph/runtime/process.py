@@ -8,16 +8,17 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 import uvloop
 from pydantic import ValidationError
 
 from heliograph.core.errors import HeliographError, Invalid, Unavailable
+from heliograph.runtime import huge_pages
 from heliograph.runtime.notify import Starter
 from heliograph.runtime.place import own_place
 from heliograph.runtime.settings import ServiceSettings
@@ -105,14 +106,21 @@ async def _until_signal(name: str, settings: S, serve: ServeWith[S]) -> None:
     handle_signals(stop)
     log.info("service_starting", service=name)
     async with Starter.told_by(os.environ, os.getpid()).follows(ready, stop):
-        alone = asyncio.create_task(_end_when_alone()) if own_place() else None
+        beside = [asyncio.create_task(work) for work in _beside(settings)]
         try:
             await serve(settings, ready=ready, stop=stop)
         finally:
-            if alone:
-                alone.cancel()
-                await asyncio.gather(alone, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
     log.info("service_stopped", service=name)
+
+
+def _beside(settings: ServiceSettings) -> Iterator[Coroutine[Any, Any, None]]:
+    if own_place():
+        yield _end_when_alone()
+    if settings.huge_pages:
+        yield huge_pages.gather()
 
 
 def handle_signals(stop: asyncio.Event) -> None:

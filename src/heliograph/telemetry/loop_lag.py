@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from heliograph.telemetry.metrics import Metrics
 
-PERIOD_S = 0.1  # ten samples a second see a stall of 50 ms half of the time and cost nothing measurable
+PERIOD_S = 0.25  # often enough for a stall that lasts; each sample wakes a process that may have nothing else to do
 
 
 async def run(metrics: Metrics, stop: asyncio.Event, seen: Callable[[float], None] = lambda _: None) -> None:
