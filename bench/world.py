@@ -99,11 +99,15 @@ class World:
             await asyncio.wait([publishing])
 
     async def snapshot_bytes(self, environment: str = "main") -> int:
-        """Of the frame that a new client gets."""
-        async with httpx.AsyncClient(base_url=self.stack.endpoints["bundles"], timeout=30) as sync:
-            path = f"/v1/bundles/{NAMESPACE}/{environment}"
-            answer = await sync.get(path, headers={"Authorization": f"Bearer {self.token}"})
-            return len(answer.raise_for_status().content)
+        """Of the frame that a new client gets, once the node has all of it."""
+        headers, path = {"Authorization": f"Bearer {self.token}"}, f"/v1/bundles/{NAMESPACE}/{environment}"
+        async with httpx.AsyncClient(base_url=self.stack.endpoints["bundles"], headers=headers, timeout=30) as sync:
+            for _ in range(500):
+                answer = (await sync.get(path)).raise_for_status()
+                if len(answer.json()["changes"]) == CONFIGS:
+                    return len(answer.content)
+                await asyncio.sleep(0.01)
+        raise Failed("the node did not get the first version within 5 s")
 
     async def story(self, environment: str, number: int, *, answered: bool = True) -> dict[str, Any]:
         """What the ledger tells of a version once the fan-out is reported and, if they do that, all have answered. Raises Failed when that does not

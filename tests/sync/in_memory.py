@@ -359,6 +359,12 @@ class Wire:
         frame, self._begun = self._begun + data, b""
         self.send(_payload(frame))
 
+    def cork(self) -> None:
+        """Frames are as they are sent, however they travel."""
+
+    def uncork(self) -> None:
+        """See `cork`."""
+
     def ping(self) -> None:
         """Nothing that a client's session is shown."""
 

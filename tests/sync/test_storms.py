@@ -49,6 +49,10 @@ class Pipe:
     def send(self, data: bytes) -> None:
         self.sent.append(data)
 
+    def cork(self) -> None: ...
+
+    def uncork(self) -> None: ...
+
     def ping(self) -> None: ...
 
     def queued(self) -> int:

@@ -30,15 +30,16 @@ FULL: Final = 7 / 8
 
 
 async def gather(*, look_s: float = LOOK_S) -> None:
-    """Looks again when the process has grown by a huge page. Until cancelled; returns when the system has none, or its administrator wants none."""
+    """When the process has grown by a huge page, and stands still: not in the middle of a storm. Until cancelled; returns when the system has no
+    huge pages, or its administrator wants none."""
     size = await asyncio.to_thread(_size)
-    seen = 0
+    seen = before = 0
     while size:
         held = await asyncio.to_thread(_resident)
-        if held >= seen + size:
+        if held >= seen + size and abs(held - before) < size:
             await _collapse(await asyncio.to_thread(_nearly_full, size), size)
             seen = held
-        seen = min(seen, held)
+        seen, before = min(seen, held), held
         await asyncio.sleep(look_s)
 
 

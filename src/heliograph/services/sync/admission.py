@@ -22,8 +22,8 @@ BURST_S: Final = 5.0
 """Attempts saved up by an address that was quiet, in seconds of its rate: an office that comes back after a power cut."""
 TOLD_PER_S: Final = 200.0
 """Answers a second to those over their rate. More of them are cut off without a word: words cost more than the attempt."""
-LAG_WEIGHT: Final = 0.25
-"""Of one sample of the loop's lag, four a second: a bound holds for a second, not for one slow turn."""
+LAG_WEIGHT: Final = 0.15
+"""Of one sample of the loop's lag, four a second while it is small: a bound holds for some seconds, not for one slow turn."""
 Place = str | bytes
 
 

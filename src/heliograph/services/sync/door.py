@@ -34,9 +34,9 @@ class Arrival(socket.socket):
     place: Place
     refusal: Unavailable | None
 
-    def __init__(self, accepted: socket.socket, door: Door, place: Place) -> None:
+    def __init__(self, accepted: int, door: Door, place: Place) -> None:
         family, kind, protocol = door.kind
-        super().__init__(family, kind, protocol, fileno=accepted.detach())
+        super().__init__(family, kind, protocol, fileno=accepted)
         self._door: Door | None = door
         self.place = place
         self.refusal = None
@@ -106,8 +106,9 @@ class Door(socket.socket):
             self._spare = None
         super().close()
 
-    def _next(self) -> tuple[socket.socket, Any]:
-        """Whoever comes next. Raises BlockingIOError when nobody does, and now and then so that others have the loop, too."""
+    def _next(self) -> tuple[int, Any]:
+        """The descriptor and address of whoever comes next. Raises BlockingIOError when nobody does, and now and then so that others have the loop,
+        too."""
         self._in_a_row += 1
         try:
             if self._in_a_row > IN_A_ROW:
@@ -117,10 +118,11 @@ class Door(socket.socket):
             self._in_a_row = 0
             raise
 
-    def _accept_any(self) -> tuple[socket.socket, Any]:
+    def _accept_any(self) -> tuple[int, Any]:
         while True:
             try:
-                return super().accept()
+                accepted: tuple[int, Any] = self._accept()  # type: ignore[attr-defined]
+                return accepted  # as `socket.accept` does, which makes a socket that would be another one at once
             except OSError as error:
                 if error.errno not in _FULL:
                     raise

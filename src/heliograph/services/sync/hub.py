@@ -98,6 +98,12 @@ class Pipe(Protocol):
         """What `Connection.way` has not taken of a frame."""
         ...
 
+    def cork(self) -> None:
+        """What is sent from now on goes out in one write, at `uncork`."""
+        ...
+
+    def uncork(self) -> None: ...
+
     def ping(self) -> None: ...
 
     def queued(self) -> int:
@@ -562,10 +568,14 @@ class Hub:
     def _open(self, connection: Connection, subscribers: tuple[Subscriber, ...]) -> None:
         if not self._owns(connection):
             return
-        connection.pipe.send(_encode(self._welcome(connection.session)))
+        connection.pipe.cork()
+        try:
+            connection.pipe.send(_encode(self._welcome(connection.session)))
+            for subscriber in subscribers:
+                self._place(Arrival(connection, subscriber))
+        finally:
+            connection.pipe.uncork()
         self._look_again(connection)
-        for subscriber in subscribers:
-            self._place(Arrival(connection, subscriber))
 
     def _place(self, arrival: Arrival) -> None:
         """Into its room, or among those who wait for one."""
@@ -737,6 +747,7 @@ class Hub:
             connection.pipe.send(parts[0])
 
     def _transfer(self, connection: Connection, parts: list[bytes]) -> None:
+        connection.pipe.uncork()  # a part at a time, as the socket takes them
         connection.hold()
         self._transfers.begin(connection, parts)
 

@@ -88,7 +88,7 @@ class HubSettings(ServiceSettings):
     busy_lag_s: float = Field(
         0.5,
         gt=0,
-        description="seconds the event loop may be late, over about a second, before new connections are told to wait",
+        description="seconds the event loop may be late, over some seconds, before new connections are told to wait",
     )
     busy_backlog: int = Field(
         100_000, ge=1, description="receipts and reports not yet durable, above which new connections are told to wait"

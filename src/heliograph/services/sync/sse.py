@@ -191,6 +191,12 @@ class _Pipe:
     def rest(self, data: bytes) -> None:  # noqa: ARG002
         raise AssertionError("the hub has no way to this socket")
 
+    def cork(self) -> None:
+        """The event loop writes at the end of its turn what was written in it."""
+
+    def uncork(self) -> None:
+        """See `cork`."""
+
     def ping(self) -> None:
         self.comment()
 

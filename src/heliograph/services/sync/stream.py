@@ -16,7 +16,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from operator import call
 from typing import Any, Final, cast
@@ -46,7 +46,7 @@ from heliograph.runtime.tls import HANDSHAKE_S as TLS_HANDSHAKE_S
 from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.door import Arrival, Door, arrival
 from heliograph.services.sync.feed import EdgeSession
-from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, whole
+from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, text_frame, whole
 from heliograph.services.sync.handshake import refused, token_of
 from heliograph.services.sync.hub import Connection, Hub
 from heliograph.services.sync.members import Way
@@ -89,6 +89,8 @@ read why."""
 MAX_REASON: Final = 120
 RECHECK_S: Final = 30.0
 HANDSHAKE_S: Final = 5
+NAME_BYTES: Final = 12
+NAMES_DRAWN: Final = 256
 
 
 class Stream:
@@ -119,6 +121,7 @@ class Stream:
         self._tickets = tickets
         self._tokens: dict[Connection, str] = {}
         self._greeting = 0
+        self._names = connection_names()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> asyncio.base_events.Server:
@@ -288,7 +291,7 @@ class Stream:
         self._admission.enter(principal.id)
         kind = EdgeSession if principal.kind == "edge" else Session
         session = kind(
-            connection=secrets.token_hex(12),
+            connection=next(self._names),
             node=self.hub.node,
             principal=principal,
             history=self.hub,
@@ -326,6 +329,7 @@ class _Listener(WSListener):
 
     __slots__ = (
         "_connection",
+        "_corked",
         "_early",
         "_ending",
         "_flows",
@@ -355,7 +359,8 @@ class _Listener(WSListener):
         self._spent_s = 0.0  # until when what it has sent keeps its allowance busy
         self._throttled: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
-        self._flows = False  # open, and not full
+        self._flows = False  # open, and neither full nor corked
+        self._corked = False
         self._way: Way = None
         self.open = False
 
@@ -370,6 +375,19 @@ class _Listener(WSListener):
     def rest(self, data: bytes) -> None:
         if self._transport:
             self._transport.underlying_transport.write(data)
+
+    def cork(self) -> None:
+        if self._flows:
+            self._flows, self._corked, self._held = False, True, deque()
+
+    def uncork(self) -> None:
+        if not self._corked:
+            return
+        self._corked = False
+        held, self._held = self._held, None
+        if self.open and self._transport:
+            self._flows = True
+            self._transport.underlying_transport.write(b"".join(map(text_frame, held or ())))
 
     def ping(self) -> None:
         if self._flows and self._transport:
@@ -432,7 +450,7 @@ class _Listener(WSListener):
             self._end(problems.UNAVAILABLE, "an error of the server")
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002
-        self._shut()
+        self._shut(gone=True)
         if self._ending:
             self._ending.cancel()
         self._stream.ending.discard(self)
@@ -579,14 +597,14 @@ class _Listener(WSListener):
         else:
             self.close(code, reason)
 
-    def _shut(self) -> None:
-        """No more in or out, and an end within `CLOSE_S`."""
+    def _shut(self, *, gone: bool = False) -> None:
+        """No more in or out, and an end within `CLOSE_S`, unless it has ended."""
         was_open, self.open, self._flows = self.open, False, False
         self._aim()
         self._held = self._early = self._fragments = self._pong = None
         if self._throttled:
             self._throttled.cancel()
-        if was_open:
+        if was_open and not gone:
             self._stream.ending.add(self)
             self._ending = asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
 
@@ -603,6 +621,13 @@ class _Quiet(logging.LoggerAdapter[logging.Logger]):
 
     def error(self, *_: object, **__: object) -> None:
         pass
+
+
+def connection_names() -> Iterator[str]:
+    """Unguessable, 96 bits each; the system is asked for many at a time, because asking costs more than a welcome."""
+    while True:
+        drawn = secrets.token_hex(NAME_BYTES * NAMES_DRAWN)
+        yield from (drawn[at : at + 2 * NAME_BYTES] for at in range(0, len(drawn), 2 * NAME_BYTES))
 
 
 def _refuse(listener: _Listener, error: HeliographError) -> None:
