@@ -43,8 +43,9 @@ from heliograph.eventlog.ports import Gap, Marks, NewRecord, Record, Stream
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.services.ledger.batch import Batch
+from heliograph.services.sync.connections import Connection
 from heliograph.services.sync.follow import Follower
-from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.registry import CurrentHead, State
 from heliograph.services.sync.session import Session
@@ -282,7 +283,7 @@ class Node:
         self.outbox = Outbox(self.journal, metrics)
         self.wires: dict[int, Wire] = {}
         self.hub = Hub(name, settings, self.outbox, metrics)
-        self.hub.write = lambda socket, frame: self.wires[socket].write(frame)
+        self.hub.fan_out.write = lambda socket, frame: self.wires[socket].write(frame)
         self.follower = Follower(
             self.tail, region, self.hub, settings, metrics, letters=_NoLetters(), revoked=self.hub.revoked  # type: ignore[arg-type]
         )  # fmt: skip

@@ -33,7 +33,7 @@ from heliograph.client._dispatch import Mailbox
 from heliograph.client._receipts import Receipts
 from heliograph.core.replica import Replica
 from heliograph.runtime import problems
-from heliograph.services.sync import hub
+from heliograph.services.sync import fan_out, hub
 from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.receipts import Outbox
@@ -351,7 +351,8 @@ class Delivery(RuleBasedStateMachine):
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A walk over three clients is interrupted after each of them."""
     monkeypatch.setattr(hub, "SLICE", 1)
-    monkeypatch.setattr(hub, "SLICE_US", 0)
+    monkeypatch.setattr(fan_out, "SLICE", 1)
+    monkeypatch.setattr(fan_out, "SLICE_US", 0)
 
 
 def play(examples: int, **more: Any) -> None:
@@ -371,7 +372,6 @@ def test_every_version_once_and_in_order_at_length() -> None:
 
 def test_who_rejects_the_first_version_after_a_fail_over_is_shown_the_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it runs is of a lost tail, and has the number before the one that comes: no server lies here."""
-    monkeypatch.setattr(hub, "SLICE", 1)
     state = Delivery()
     state.begin(sample=False)
     state.roll_back(back=2)
@@ -385,7 +385,8 @@ def test_who_rejects_the_first_version_after_a_fail_over_is_shown_the_way_to_the
 
 
 def show_an_older_head(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(hub, "is_ahead", lambda have, head: False)
+    for room in (hub, fan_out):
+        patch.setattr(room, "is_ahead", lambda have, head: False)
 
 
 def believe_an_older_head(patch: pytest.MonkeyPatch) -> None:
@@ -415,10 +416,10 @@ def forget_the_slow_when_they_drain(patch: pytest.MonkeyPatch) -> None:
 
 
 def take_an_interrupted_walk_for_done(patch: pytest.MonkeyPatch) -> None:
-    async def stop(_: hub.Hub, room: hub.Room, __: object) -> None:
+    async def stop(_: fan_out.FanOut, room: fan_out.Room, __: object) -> None:
         room.fanning = None
 
-    patch.setattr(hub.Hub, "_go_on", stop)
+    patch.setattr(fan_out.FanOut, "_go_on", stop)
 
 
 def forget_what_a_socket_did_not_take(patch: pytest.MonkeyPatch) -> None:

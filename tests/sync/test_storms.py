@@ -21,10 +21,11 @@ from heliograph.core.trust import Trust
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync import environment as environments
+from heliograph.services.sync import fan_out, turns
 from heliograph.services.sync import hub as hubs
-from heliograph.services.sync import turns
+from heliograph.services.sync.connections import Connection
 from heliograph.services.sync.environment import Environment
-from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.kept import Kept
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import SyncSettings
@@ -165,11 +166,11 @@ async def walking(authority, monkeypatch) -> tuple[Node, list[tuple[Connection, 
     for connection, _ in crowd:
         node.hello(connection)
     await node.rest([pipe for _, pipe in crowd], 2)
-    monkeypatch.setattr(hubs, "SLICE_US", 0)
+    monkeypatch.setattr(fan_out, "SLICE_US", 0)
     monkeypatch.setattr(turns, "SLICE_BEHIND_US", 0)
     node.publish(limits={"max": 2})
     await asyncio.sleep(0)
-    assert node.hub._is_fanning()
+    assert node.hub.fan_out.goes_on()
     return node, crowd
 
 
@@ -190,7 +191,7 @@ async def test_what_clients_say_during_a_fan_out_waits_until_all_have_the_versio
     came_us = now_us()
     assert not any(acknowledged(pipe) for _, pipe in crowd)
     async with asyncio.timeout(DEADLINE_S):
-        while node.hub._is_fanning():
+        while node.hub.fan_out.goes_on():
             assert not any(acknowledged(pipe) for _, pipe in crowd)
             await asyncio.sleep(0)
     node.hub.take(crowd[-1][0], said(2))  # behind what it said before

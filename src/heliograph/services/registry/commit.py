@@ -134,7 +134,7 @@ class Commits:
         """Version 1 of a new environment. Raises AlreadyExists, NotFound (no such namespace)."""
         done = await self._swap(order, None, content)
         assert done is not None, "there is no head that could move"
-        return self._settled(done)
+        return await self._settled(done)
 
     async def commit(self, order: Order, make: Make) -> Committed | Unchanged:
         """Exactly one new version on top of the head it is given, or none.
@@ -158,7 +158,7 @@ class Commits:
             made = await self._made(order, make, base)
             if isinstance(made, Content):
                 if done := await self._swap(order, base, made):
-                    return self._settled(done)
+                    return await self._settled(done)
                 self._metrics.retries.labels("commit").inc()
                 await asyncio.sleep(retry.delay(attempt, base_s=0.002, cap_s=0.1))
             elif certain:
@@ -172,7 +172,7 @@ class Commits:
             made = await self._made(order, make, base)
             done = await self._swap(order, base, made, within=connection) if isinstance(made, Content) else None
         if done:
-            return self._settled(done)
+            return await self._settled(done)
         assert not isinstance(made, Content), "a head that is held does not move"
         return await self._concluded(order, base, made)
 
@@ -249,10 +249,13 @@ class Commits:
         assert before is not None, "a replay has an answer"
         return _Swapped(Committed(before.status, before.body, replayed=True))
 
-    def _settled(self, done: _Swapped) -> Committed:
-        """It is durable: tell those who wait for it, and remember."""
+    async def _settled(self, done: _Swapped) -> Committed:
+        """It is durable: tell those who wait for it, and remember. They do not wait until its author's answer is made: in one turn of the loop the
+        bell, or a reader that shares it, asks the database, and in the next that is sent."""
         if done.made and done.head:
             self._settle(done.made, done.head)
+            for _ in range(2):
+                await asyncio.sleep(0)
         return done.answer
 
     async def _first_epoch(self, place: Place, at_us: int) -> int:

@@ -17,7 +17,9 @@ import structlog
 
 from heliograph.core import frames
 from heliograph.runtime import problems
-from heliograph.services.sync.hub import SLICE, Connection, Hub
+from heliograph.services.sync.connections import Connection
+from heliograph.services.sync.fan_out import SLICE
+from heliograph.services.sync.hub import Hub
 
 log = structlog.get_logger()
 

@@ -409,3 +409,13 @@ def _at_once(steps: Generator[None, None, T]) -> T:
             next(steps)
         except StopIteration as done:
             return cast("T", done.value)
+
+
+def is_beyond(have: Cursor, head: Cursor) -> bool:
+    """Further along than this node. At the same place with another id it is of another history, which a snapshot tells."""
+    return (have.epoch, have.number) > (head.epoch, head.number)
+
+
+def is_ahead(have: Cursor | None, head: Cursor) -> bool:
+    """The client was served by a node that has seen more: wait until this one has caught up, rather than show it an older head."""
+    return have is not None and (have.epoch, have.number) >= (head.epoch, head.number) and have.version != head.version

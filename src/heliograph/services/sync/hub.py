@@ -1,8 +1,7 @@
-"""Who is connected, and how a version reaches them.
+"""Who is connected, what they say, and what each is sent.
 
-Subscriptions with equal view and id form a group and share frames; most of a group stand together (`members`). The fan-out walks groups in slices of
-some milliseconds, the first of them at once, before anything else that waits for the loop; in between, receipts and new connections are served.
-When the head moves on during a walk, those not yet reached are brought straight to the newest.
+Subscriptions with equal view and id form a group and share frames; most of a group stand together (`members`), and a version reaches them by
+`fan_out`.
 
 A connection whose socket is full leaves the walk, and so does one that is being sent a large frame in parts. When it is through, it gets one frame
 from where it was to the head. If it does not drain in time, it is closed: slow clients cost themselves, not others.
@@ -11,13 +10,12 @@ from where it was to the head. If it does not drain in time, it is closed: slow 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from random import random
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
@@ -31,9 +29,10 @@ from heliograph.core.records import Cursor
 from heliograph.core.times import to_us
 from heliograph.runtime import problems
 from heliograph.runtime.clock import moment_us, now_us
-from heliograph.services.sync.environment import Content, Environment
-from heliograph.services.sync.fragments import text_frame
-from heliograph.services.sync.members import Members, Way
+from heliograph.services.sync.connections import Connection, Pipe, Text
+from heliograph.services.sync.environment import Content, Environment, is_ahead, is_beyond
+from heliograph.services.sync.fan_out import SLICE, FanOut, Room, Take
+from heliograph.services.sync.members import Members
 from heliograph.services.sync.polls import Gone, Polls
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.reports import Reports
@@ -54,17 +53,13 @@ from heliograph.services.sync.session import (
     Unfollowed,
 )
 from heliograph.services.sync.settings import HubSettings
-from heliograph.services.sync.transfers import Transfer, Transfers, is_large
+from heliograph.services.sync.transfers import Transfers, is_large
 from heliograph.services.sync.turns import Turns
 from heliograph.services.sync.wheel import Wheel
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-SLICE_US: Final = 15_000
-"""Of sending at a stretch: some two thousand clients at 5 to 7 µs each. What else waits for the loop is late by that at most."""
-SLICE: Final = 50
-"""Subscribers between two looks at the clock."""
 PUSH_SLICE: Final = 50
 """Snapshots sent again between two turns of the loop: they are larger than deltas."""
 ALIVE_S: Final = 2.0
@@ -81,87 +76,6 @@ MAX_EARLY: Final = 2
 MAX_EARLY_BYTES: Final = 64 * 1024 * 1024
 """Messages of one connection, and bytes of all, that wait until somebody hears the hello in them."""
 _encode = msgspec.json.Encoder().encode
-Text = tuple[bytes, int]
-"""A message, and when it came."""
-Write = Callable[[Way, bytes], int | None]
-"""Writes to a `Connection.way`; how many bytes it has taken, or None where what it cannot take is its own affair. Raises OSError."""
-Take = Callable[[Content | None], None]
-"""Gets a view that was gathered; None: it could not be."""
-
-
-class Pipe(Protocol):
-    """A connection's way out. `send` never waits; a full one says so through `Hub.paused`."""
-
-    def send(self, data: bytes) -> None: ...
-
-    def rest(self, data: bytes) -> None:
-        """What `Connection.way` has not taken of a frame."""
-        ...
-
-    def cork(self) -> None:
-        """What is sent from now on goes out in one write, at `uncork`."""
-        ...
-
-    def uncork(self) -> None: ...
-
-    def ping(self) -> None: ...
-
-    def queued(self) -> int:
-        """Bytes that the socket has not taken."""
-        ...
-
-    def charge(self, size: int) -> None:
-        """The client has asked for so many bytes: they count as its own."""
-        ...
-
-    def close(self, code: int, reason: str) -> None: ...
-
-    def abort(self) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not. ``slot``: where it lies on the hub's wheel.
-
-    ``way``: of an open WebSocket that takes whole frames now and for which nothing waits; None: only its pipe knows how to send.
-    """
-
-    session: Session
-    pipe: Pipe
-    opened_us: int
-    heard_us: int
-    held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
-    way: Way = None
-    paused_us: int = 0
-    pinged_us: int = 0
-    stall_us: int = 0
-    slot: int = -1
-    transfer: Transfer | None = None
-    early: list[Text] | None = None  # what it has said and nobody has heard yet
-    unacknowledged: int = -1
-    acknowledged: int = -1
-    ack_due: bool = False
-
-    def aim(self, way: Way) -> None:
-        """The hub may write to it from now on; None: no more."""
-        self.way = way
-        if way is None:
-            self.part()
-
-    def hold(self) -> None:
-        """Out of the walk, until it is `held` no more."""
-        self.held = True
-        self.part()
-
-    def part(self) -> None:
-        for subscriber in self.session.subscribers.values():
-            if subscriber.company is not None:
-                subscriber.company.part(subscriber)
-
-    @property
-    def unanswered(self) -> bool:
-        """An acknowledgement is due: a receipt has come that is not durable, or of which the client was not told."""
-        return self.unacknowledged > self.acknowledged or self.ack_due
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,60 +86,28 @@ class Arrival:
     subscriber: Subscriber
 
 
-Group = Members[Subscriber, Connection]
-
-
-class Slices:
-    """Of a walk that other work waits for."""
-
-    def __init__(self, began_us: int) -> None:
-        self._until_us = began_us + SLICE_US
-
-    def begin(self) -> None:
-        self._until_us = now_us() + SLICE_US
-
-    def over(self) -> bool:
-        return now_us() >= self._until_us
-
-
-@dataclass(slots=True)
-class Room:
-    """An environment with those who follow it."""
-
-    environment: Environment
-    groups: dict[tuple[View, int], Group] = field(default_factory=dict)
-    gathering: dict[View, list[Take]] = field(default_factory=dict)
-    moved: bool = False
-    logged_us: int = 0
-    asked_us: int = 0  # when it was last asked for over HTTP
-    fanning: Iterator[None] | None = None
-
-
 class Hub:
     """Belongs to one event loop. Implements `History` for its sessions."""
 
     def __init__(self, node: str, settings: HubSettings, outbox: Outbox, metrics: Metrics) -> None:
         self.node = node
-        self.write: Write = os.write
-        """To the ways of this node's connections, which are all of one kind."""
         self._settings = settings
         self._outbox = outbox
         self._reports = Reports(node, settings.region, outbox, metrics)
         self._metrics = metrics
         self._frames_received = metrics.frames_received.labels("text")
-        self._frames_sent = metrics.frames_sent.labels("state")
         self._rooms: dict[tuple[str, str], Room] = {}
         self._connections: dict[Session, Connection] = {}
         self._instances: dict[str, Connection] = {}
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
         self._awaited: dict[tuple[str, str], list[Arrival]] = {}
         self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | NotFound]]] = {}
-        self._walks = 0  # that go on in the background
-        self._polls = Polls(metrics, self._is_fanning)
-        self._turns = Turns(self._is_fanning)
-        self._said = Turns(self._is_fanning)
+        self.fan_out = FanOut(self._send, self._spawn, self._reports, metrics)
+        self._polls = Polls(metrics, self.fan_out.goes_on)
+        self._turns = Turns(self.fan_out.goes_on)
+        self._said = Turns(self.fan_out.goes_on)
         """What clients say during a fan-out: by the thousand, and no version is to wait for it."""
-        self._acknowledgements = Turns(lambda: self._is_fanning() or len(self._said) > 0)
+        self._acknowledgements = Turns(lambda: self.fan_out.goes_on() or len(self._said) > 0)
         """Clients need them to forget, and have time; what is still to be said to the log has not."""
         self._heard = 0
         self._transfers = Transfers(self._turns, settings.transfer_bytes, metrics, self._free)
@@ -317,11 +199,7 @@ class Hub:
         room.logged_us = logged_us
         room.moved = True
         self._wake(environment)
-        if room.fanning is not None:
-            return
-        room.fanning = self._fan_out(room)
-        if self._has_more(room, room.fanning):
-            self._spawn(self._go_on(room, room.fanning))
+        self.fan_out.begin(room)
 
     def _wake(self, environment: Environment) -> None:
         if self._polls.awaits(environment):
@@ -422,7 +300,7 @@ class Hub:
         self._heard += 1
         if not connection.session.instance:
             self._take_early(connection, text)
-        elif self._walks or self._said:
+        elif self.fan_out.walks or self._said:
             self._put_off(connection, text)
         else:
             self._hear(connection, text, now_us())
@@ -764,113 +642,7 @@ class Hub:
         connection.pipe.charge(sum(map(len, parts)))
         self._send(connection, parts)
 
-    # --- fan-out ---
-
-    def _is_fanning(self) -> bool:
-        return self._walks > 0
-
-    async def _go_on(self, room: Room, walk: Iterator[None]) -> None:
-        self._walks += 1
-        try:
-            await asyncio.sleep(0)
-            while self._has_more(room, walk):  # noqa: ASYNC110  # lets others have the loop, waits for nothing
-                await asyncio.sleep(0)
-        finally:
-            self._walks -= 1
-
-    def _has_more(self, room: Room, walk: Iterator[None]) -> bool:
-        """Sends one slice. A walk that fails is over; the next version begins another."""
-        try:
-            next(walk)
-        except StopIteration:
-            room.fanning = None
-        except Exception:
-            room.fanning = None
-            log.exception("fan_out_failed", namespace=room.environment.namespace, environment=room.environment.environment)
-        return room.fanning is not None
-
-    def _fan_out(self, room: Room) -> Iterator[None]:
-        """Until everybody is at the head, also one that comes meanwhile. Yields where others may have the loop."""
-        while room.moved:
-            room.moved = False
-            environment, logged_us, started_us = room.environment, room.logged_us, now_us()
-            target = environment.head
-            recipients = yield from self._walk(room, Slices(started_us))
-            if recipients:
-                self._reports.fanned_out(environment, target.cursor, recipients, logged_us, started_us)
-
-    def _walk(self, room: Room, slices: Slices) -> Generator[None, None, int]:
-        """Sends the head to all who are not at it; how many."""
-        sent = 0
-        for (view, number), members in list(room.groups.items()):
-            members.tidy()
-            sent += yield from self._walk_together(room.environment, view, number, members, slices)
-            sent += yield from self._walk_alone(room.environment, view, number, members, slices)
-            self._frames_sent.inc(len(members))
-        return sent
-
-    def _walk_together(
-        self, environment: Environment, view: View, number: int, members: Group, slices: Slices
-    ) -> Generator[None, None, int]:
-        """One frame for all of them. Those not reached when the head moves on are alone from then, and go straight to the newest."""
-        have, target = members.cursor, environment.cursor
-        if not members.ways or have == target or is_ahead(have, target):
-            return 0
-        parts = environment.frames(number, view, have)
-        if is_large(parts):
-            members.part_all()
-            return 0
-        frame, sent = text_frame(parts[0]), 0
-        size, write = len(frame), self.write
-        members.set_out(target)
-        while some := members.next(SLICE):
-            for way in some:
-                if way is None:
-                    continue
-                members.last = way
-                try:
-                    taken = write(way, frame)
-                except OSError:  # full, or gone: the pipe finds out which
-                    taken = 0
-                if taken != size and taken is not None:
-                    member = members.whose(way)
-                    members.part(member)
-                    members[member].pipe.rest(frame[taken:])
-            sent += members.passed(some)
-            if slices.over():
-                yield
-                slices.begin()
-                if environment.cursor is not target:
-                    break
-        members.part_rest()
-        return sent
-
-    def _walk_alone(
-        self, environment: Environment, view: View, number: int, members: Group, slices: Slices
-    ) -> Generator[None, None, int]:
-        """The frame of those who were at the same version is looked up once."""
-        target, have = environment.cursor, object()
-        parts: list[bytes] = []
-        sent = 0
-        for subscriber, connection in list(members.alone.items()):
-            if connection.held or subscriber.cursor is target or subscriber not in members.alone:
-                continue
-            if subscriber.cursor is not have:
-                if subscriber.cursor == target or is_ahead(subscriber.cursor, target):
-                    continue
-                have = subscriber.cursor
-                parts = environment.frames(number, view, subscriber.cursor)
-            subscriber.cursor = target
-            self._send(connection, parts)
-            if not connection.held:
-                members.take_in(subscriber, connection.way)
-            sent += 1
-            if sent % SLICE == 0 and slices.over():
-                yield
-                slices.begin()
-                if environment.cursor is not target:
-                    target, have = environment.cursor, object()
-        return sent
+    # --- to everybody, without haste ---
 
     async def _push_again(self, room: Room, trace: str | None) -> None:
         everybody = [(each, connection) for members in room.groups.values() for each, connection in members.items()]
@@ -1028,13 +800,3 @@ class Hub:
 def _ack(seq: int) -> bytes:
     """Most clients are at the same one."""
     return _encode(frames.ReceiptAck(seq=seq))
-
-
-def is_beyond(have: Cursor, head: Cursor) -> bool:
-    """Further along than this node. At the same place with another id it is of another history, which a snapshot tells."""
-    return (have.epoch, have.number) > (head.epoch, head.number)
-
-
-def is_ahead(have: Cursor | None, head: Cursor) -> bool:
-    """The client was served by a node that has seen more: wait until this one has caught up, rather than show it an older head."""
-    return have is not None and (have.epoch, have.number) >= (head.epoch, head.number) and have.version != head.version

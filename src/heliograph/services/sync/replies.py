@@ -13,8 +13,7 @@ from heliograph.core.dsse import to_envelope
 from heliograph.core.errors import NotReady
 from heliograph.core.names import View
 from heliograph.core.records import HEAD_TYPE, Cursor
-from heliograph.services.sync.environment import Environment
-from heliograph.services.sync.hub import is_beyond
+from heliograph.services.sync.environment import Environment, is_beyond
 
 BUNDLE_AGE_S: Final = 5
 HEAD_AGE_S: Final = 1

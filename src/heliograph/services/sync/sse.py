@@ -27,7 +27,8 @@ from heliograph.core.records import Head, Signed
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.http_server import GuardedProtocol, chunk, connection_of
-from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.connections import Connection
+from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.kept import Kept
 from heliograph.services.sync.session import Opened, Session
 from heliograph.services.sync.settings import HubSettings
@@ -171,7 +172,7 @@ class _EventStream(Response):
 
 
 class _Pipe:
-    """One answer's way out. Implements `hub.Pipe` and `http_server.Taker`."""
+    """One answer's way out. Implements `connections.Pipe` and `http_server.Taker`."""
 
     __slots__ = ("_events", "_hub", "_protocol", "connection", "due_us", "open", "write")
 

@@ -44,11 +44,12 @@ from heliograph.runtime.clock import now_us
 from heliograph.runtime.listening import listening
 from heliograph.runtime.tls import HANDSHAKE_S as TLS_HANDSHAKE_S
 from heliograph.services.sync.admission import Admission
+from heliograph.services.sync.connections import Connection
 from heliograph.services.sync.door import Arrival, Door, arrival
 from heliograph.services.sync.feed import EdgeSession
 from heliograph.services.sync.fragments import PROTOCOL_ERROR, Fragments, Violation, may_close_with, text_frame, whole
 from heliograph.services.sync.handshake import refused, token_of
-from heliograph.services.sync.hub import Connection, Hub
+from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.members import Way
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.settings import HubSettings
@@ -128,7 +129,7 @@ class Stream:
         """Starts listening. Raises InvalidRequest when it cannot."""
         self.clock = asyncio.get_running_loop().time
         self.encrypts = tls is not None
-        self.hub.write = call if tls else os.write
+        self.hub.fan_out.write = call if tls else os.write
         bound: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": TLS_HANDSHAKE_S} if tls else {}
         taken = listening("sync", host, port, reuse_port=self.settings.reuse_port, prepare=_prepare)
         self._door = Door(taken, self._admission, self._metrics, max_opening=self.settings.max_opening)

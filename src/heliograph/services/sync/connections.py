@@ -1,0 +1,88 @@
+"""A connection as the hub knows it, and its way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from heliograph.services.sync.members import Way
+from heliograph.services.sync.session import Session
+from heliograph.services.sync.transfers import Transfer
+
+Text = tuple[bytes, int]
+"""A message, and when it came."""
+
+
+class Pipe(Protocol):
+    """A connection's way out. `send` never waits; a full one says so through `Hub.paused`."""
+
+    def send(self, data: bytes) -> None: ...
+
+    def rest(self, data: bytes) -> None:
+        """What `Connection.way` has not taken of a frame."""
+        ...
+
+    def cork(self) -> None:
+        """What is sent from now on goes out in one write, at `uncork`."""
+        ...
+
+    def uncork(self) -> None: ...
+
+    def ping(self) -> None: ...
+
+    def queued(self) -> int:
+        """Bytes that the socket has not taken."""
+        ...
+
+    def charge(self, size: int) -> None:
+        """The client has asked for so many bytes: they count as its own."""
+        ...
+
+    def close(self, code: int, reason: str) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not. ``slot``: where it lies on the hub's wheel.
+
+    ``way``: of an open WebSocket that takes whole frames now and for which nothing waits; None: only its pipe knows how to send.
+    """
+
+    session: Session
+    pipe: Pipe
+    opened_us: int
+    heard_us: int
+    held: bool = False  # out of the walk: its socket is full, or a large frame is on its way
+    way: Way = None
+    paused_us: int = 0
+    pinged_us: int = 0
+    stall_us: int = 0
+    slot: int = -1
+    transfer: Transfer | None = None
+    early: list[Text] | None = None  # what it has said and nobody has heard yet
+    unacknowledged: int = -1
+    acknowledged: int = -1
+    ack_due: bool = False
+
+    def aim(self, way: Way) -> None:
+        """The hub may write to it from now on; None: no more."""
+        self.way = way
+        if way is None:
+            self.part()
+
+    def hold(self) -> None:
+        """Out of the walk, until it is `held` no more."""
+        self.held = True
+        self.part()
+
+    def part(self) -> None:
+        for subscriber in self.session.subscribers.values():
+            if subscriber.company is not None:
+                subscriber.company.part(subscriber)
+
+    @property
+    def unanswered(self) -> bool:
+        """An acknowledgement is due: a receipt has come that is not durable, or of which the client was not told."""
+        return self.unacknowledged > self.acknowledged or self.ack_due
