@@ -462,4 +462,4 @@ FAULTS = [
 def test_what_the_machine_catches(fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     fault(monkeypatch)
     with pytest.raises(Exception, match=r"."):  # whatever the first thing is that does not hold
-        play(300, phases=[Phase.generate])
+        play(2000, phases=[Phase.generate])
