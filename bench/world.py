@@ -34,9 +34,10 @@ LIMITS = {
     "HELIOGRAPH_REQUESTS_PER_ADDRESS_S": "0",
     "HELIOGRAPH_BUSY_LAG_S": "60",
     "HELIOGRAPH_HEARTBEAT_S": "600",
+    "HELIOGRAPH_HUGE_PAGES": "true",
 }
 """Settings of sync in a benchmark: all clients come from a few addresses, with one token, as fast as they can. Heartbeats are put off as the others'
-pings are; the row about idle connections has them."""
+pings are; the row about idle connections has them. Huge pages are for nodes with thousands of clients, which these are."""
 
 
 @dataclass(frozen=True)

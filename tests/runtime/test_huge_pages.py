@@ -85,15 +85,15 @@ def test_what_is_mostly_empty_is_left_alone() -> None:
     assert {address + number * size for number in range(5)} <= set(huge_pages._nearly_full(size))
 
 
-def test_a_process_gathers_unless_it_is_told_not_to() -> None:
+def test_a_process_gathers_when_it_is_told_to() -> None:
     def work(**settings: bool) -> list[str]:
         beside = list(process._beside(ServiceSettings(**settings)))
         for each in beside:
             each.close()
         return [each.__qualname__ for each in beside]
 
-    assert work() == ["gather"]
-    assert work(huge_pages=False) == []
+    assert work() == []
+    assert work(huge_pages=True) == ["gather"]
 
 
 def test_where_there_are_none_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """This process's memory in huge pages.
 
 A node's sessions lie scattered over tens of megabytes, and each is touched for a moment, seconds apart. With pages of 4 KiB most of that moment goes
-into finding the memory: with ten thousand clients huge pages take a twentieth off the CPU of a fan-out and more than a third off that of idle
-connections (docs/benchmarks.md). Interpreters do not ask for them, and most systems give them only to who asks (``madvise``).
+into finding the memory: with ten thousand clients huge pages take a twentieth off the CPU of a fan-out and a half off that of idle connections
+(docs/adr/0009-idle-costs-little.md, which also says why it is not the default). Interpreters do not ask for them, and most systems give them only to
+who asks (``madvise``).
 
 Only what is nearly full is gathered, so the process grows by an eighth at most; a page at a time with pauses, because the kernel stops whoever
 touches the page that is being copied. Linux 6.1 or newer (MADV_COLLAPSE, madvise(2)); elsewhere nothing happens.

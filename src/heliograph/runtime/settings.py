@@ -32,9 +32,9 @@ class ServiceSettings(BaseSettings):
     data_dir: Path = Field(Path(".heliograph"), description="folder for keys, first tokens and, embedded, PostgreSQL's data")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="the least that is logged")
     huge_pages: bool = Field(
-        True,
+        False,
         description="whether this process's memory is gathered in huge pages, where the system's `transparent_hugepage` is not `never`: "
-        "less CPU for up to an eighth more memory",
+        "less CPU with thousands of clients, for up to an eighth more memory",
     )
     unready_s: float = Field(
         0.0,
