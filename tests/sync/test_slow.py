@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import socket
+import struct
 import tracemalloc
 
 import msgspec
@@ -284,3 +285,22 @@ def test_a_long_pause_finds_all_and_others_may_come_and_go_meanwhile(wheel):
             wheel.put(late, 1_000_000)
     assert len([item for item in found if item is not late]) == 19
     assert found.count(late) + list(wheel.due(2_000_000)).count(late) == 1
+
+
+def segments_received(sock: socket.socket) -> int:
+    """With data; `tcpi_data_segs_in` of linux/tcp.h."""
+    return int(struct.unpack_from("=I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 152)[0])
+
+
+async def test_the_welcome_and_the_first_state_are_one_write():
+    async with running() as node:
+        node.publish(limits={"most": 3})
+        raw = await node.dial()
+        raw.write(node.request())
+        await raw.head()
+        before = segments_received(raw.writer.get_extra_info("socket"))
+        raw.text(Raw.hello())
+        assert isinstance(await raw.frame(), frames.Welcome)
+        assert isinstance(await raw.frame(), frames.SnapshotFrame)
+        assert segments_received(raw.writer.get_extra_info("socket")) == before + 1
+        await raw.leave()
