@@ -70,8 +70,7 @@ def _check_upgrade(request: WSUpgradeRequest) -> None:
 
 
 def _says(request: WSUpgradeRequest, name: str, word: str) -> bool:
-    lines = request.headers.getall(name, ())
-    return any(line.lower() == word for line in lines) or any(word in map(str.strip, line.lower().split(",")) for line in lines)
+    return any(word in map(str.strip, line.lower().split(",")) for line in request.headers.getall(name, ()))
 
 
 def _listed(request: WSUpgradeRequest, name: str) -> Iterator[str]:
