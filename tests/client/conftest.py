@@ -278,6 +278,7 @@ class StagedServer:
         self.heard: list[frames.FromClient] = []
         self.requests: list[tuple[str, str, dict[str, list[str]]]] = []
         self.posted: list[dict[str, Any]] = []
+        self.refused = 0
         self.script: Callable[[Connection], Any] = self.honest
         self.acknowledge = True
         self.refuse_upgrade: HTTPStatus | None = None
@@ -287,6 +288,7 @@ class StagedServer:
         self.upgrades = 0
         self.endpoints: dict[str, str] | None = None
         self.poison: set[int] = set()
+        self.deaf_to: set[int] = set()  # a post with a receipt for one of these versions is answered 503
         self.holds = True
         self.bundle_status: tuple[HTTPStatus, dict[str, Any]] | None = None
         self.root: Signed = self.authority.root()
@@ -482,6 +484,9 @@ class StagedServer:
         told = msgspec.json.decode(body)
         if self.poison & {one["receipt"]["number"] for one in told["receipts"]}:
             return HTTPStatus.BAD_REQUEST, {"code": "invalid-request", "detail": "a receipt for a version that was never sent"}
+        if self.deaf_to & {one["receipt"]["number"] for one in told["receipts"]}:
+            self.refused += 1
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"code": "unavailable", "detail": "the log takes no receipts now"}
         self.posted.append(told)
         self.receipts += [msgspec.convert(one["receipt"], frames.Receipt) for one in told["receipts"]]
         return HTTPStatus.OK, {}

@@ -426,6 +426,19 @@ async def test_a_receipt_that_the_server_will_not_take_holds_up_no_other(server:
     assert {one.number for one in server.receipts} == {3}
 
 
+async def test_a_post_that_failed_is_not_settled_by_the_next_one(server: Any, connect: Any) -> None:
+    """An acknowledgement is for all receipts up to its number, and a post's success is one."""
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    server.deaf_to = {2}
+    async with connect() as client:
+        await eventually(lambda: server.refused > 0)
+        server.deaf_to = set()
+        await server.publish(checkout__limits={"max_items": 2})
+        assert (await server.receipt(3)).state == "applied"
+        assert (await server.receipt(2)).state == "applied"
+        await eventually(lambda: client.status.receipts_pending == 0)
+
+
 async def test_a_poll_that_is_not_held_is_not_repeated_in_a_circle(server: Any, connect: Any) -> None:
     server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
     server.holds = False

@@ -492,7 +492,7 @@ class Process:
             if isinstance(effect, Applied):
                 self.lives[effect.channel.id].swap(effect.proposal)
                 self.shown[effect.channel.id].append(effect.proposal.update.cursor)
-        self.folded |= len(self.session.receipts) > WINDOW
+        self.folded |= sum(not each.told for each in self.session.receipts._queue) > WINDOW
 
     def _check_stored(self, seq: int) -> None:
         """Nothing is acknowledged that the ledger would not have after a crash of everything else. What a fail-over has lost need not be stored."""

@@ -33,7 +33,8 @@ from heliograph.client._dispatch import Mailbox
 from heliograph.client._receipts import Receipts
 from heliograph.core.replica import Replica
 from heliograph.runtime import problems
-from heliograph.services.sync import fan_out, hub
+from heliograph.services.sync import fan_out, hub, receipts
+from heliograph.services.sync.connections import Connection
 from heliograph.services.sync.drain import Drain
 from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.receipts import Outbox
@@ -348,11 +349,12 @@ class Delivery(RuleBasedStateMachine):
 
 
 @pytest.fixture(autouse=True)
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A walk over three clients is interrupted after each of them."""
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk over three clients is interrupted after each of them; a log that is away has soon no room for more receipts."""
     monkeypatch.setattr(hub, "SLICE", 1)
     monkeypatch.setattr(fan_out, "SLICE", 1)
     monkeypatch.setattr(fan_out, "SLICE_US", 0)
+    monkeypatch.setattr(receipts, "MAX_WAITING", 2)
 
 
 def play(examples: int, **more: Any) -> None:
@@ -407,6 +409,10 @@ def acknowledge_before_it_is_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outbox, "put", early)
 
 
+def acknowledge_what_was_refused(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Connection, "refuse", lambda *_: True)
+
+
 def forget_receipts_with_the_connection(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Receipts, "again", lambda self, **_: self._queue.clear())
 
@@ -446,6 +452,7 @@ FAULTS = [
     show_an_older_head,
     believe_an_older_head,
     acknowledge_before_it_is_stored,
+    acknowledge_what_was_refused,
     forget_receipts_with_the_connection,
     forget_the_slow_when_they_drain,
     take_an_interrupted_walk_for_done,

@@ -14,6 +14,7 @@ from heliograph.core import frames
 from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed, Unsubscribed
 from heliograph.core.records import Cursor
 from heliograph.runtime.clock import now_us
+from heliograph.services.sync import receipts as outbox
 
 
 async def logged(database: Any, kind: type[Any], count: int = 1) -> list[Any]:
@@ -161,6 +162,16 @@ async def test_a_poller_posts_receipts_and_is_answered_when_they_are_durable(wor
     assert answer.status_code == 200
     [stored] = await logged(database, Received)
     assert stored.instance == "poller"
+
+
+async def test_a_poller_whose_receipts_have_no_room_posts_them_again(world, database, monkeypatch):
+    told = posted(receipt_for(await head(world)))
+    monkeypatch.setattr(outbox, "MAX_WAITING", -1)
+    answer = await world.bundles.post("/v1/receipts", json=told)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    monkeypatch.undo()
+    assert (await world.bundles.post("/v1/receipts", json=told)).status_code == 200
+    assert len(await logged(database, Received)) == 1
 
 
 async def test_what_a_poller_may_not_post(world):

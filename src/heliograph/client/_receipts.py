@@ -7,8 +7,9 @@ Promises:
   hold it. A node that is behind would take it for a lie and close the connection.
 - What was refused because it did not verify is told to the connection that said it, and to no other.
 - Receipts leave in the order in which versions were answered; ``seq`` grows within a connection.
-- A burst does not become a flood: of one subscription at most `WINDOW` receipts wait for the same random moment. Beyond it the oldest
-  that a later one covers is left out (an applied version covers the applied and unaffected ones before it). A rejection never is.
+- A burst does not become a flood: of one subscription at most `WINDOW` receipts wait for the random moment at which they are first told. Beyond it
+  the oldest that a later one covers is left out (an applied version covers the applied and unaffected ones before it). A rejection never is, nor
+  what was told before: an outage of the log is no burst, and its receipts are the audit trail's.
 - The queue is bounded by `LIMIT` receipts; beyond it the oldest is given up, whatever it says.
 """
 
@@ -47,6 +48,7 @@ class _Pending:
     due_us: int
     seq: int | None = None  # given when it is first sent on the connection at hand
     attempts: int = 0
+    told: bool = False  # on any connection
 
 
 class Receipts:
@@ -129,7 +131,7 @@ class Receipts:
             self._last_seq += 1
             waiting.seq = self._last_seq
         pause = min(RESEND_CAP_US, RESEND_US << min(waiting.attempts, 8))
-        waiting.attempts += 1
+        waiting.attempts, waiting.told = waiting.attempts + 1, True
         waiting.due_us = now_us + pause + int(self._random.uniform(0, pause))
         answered = waiting.answered
         return Receipt(
@@ -146,7 +148,7 @@ class Receipts:
         )
 
     def _fold(self, subscription: int) -> None:
-        waiting = [w for w in self._unsent() if w.answered.subscription == subscription]
+        waiting = [w for w in self._queue if not w.told and w.answered.subscription == subscription]
         if len(waiting) > WINDOW and (covered := _covered(waiting)) is not None:
             self._queue.remove(covered)
         if len(self._queue) > LIMIT:

@@ -1,7 +1,8 @@
 """Polling over HTTP, for networks that do not let a WebSocket through: the same frames, asked for one by one.
 
 Each subscription has its own loop: `GET /v1/bundles/{namespace}/{environment}?view=…&have=…&wait=25` is held by the server until there is
-something new. Receipts go by `POST /v1/receipts`; a success stands for the server's acknowledgement.
+something new. Receipts go by `POST /v1/receipts`; a success stands for the server's acknowledgement, which is for all up to its number: what was
+posted before and failed goes with what comes later.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from heliograph.core.frames import (
 HOLD_S: Final = 25
 READ_TIMEOUT_S: Final = HOLD_S + 10.0
 PAUSE_S: Final = 5.0
+POST_LIMIT: Final = 500
+"""Receipts in one post; the server takes 1,000."""
 REFUSED_PAUSE_S: Final = 60.0  # after the server would not serve a subscription
 
 _log = logging.getLogger("heliograph")
@@ -86,6 +89,7 @@ class PollingLink:
         self._wanted = wanted
         self._random = random
         self._take: Take | None = None
+        self._owed: dict[int, Receipt] = {}  # by seq: given to us, and not settled
 
     async def run(self, take: Take) -> None:
         self._take = take
@@ -98,9 +102,12 @@ class PollingLink:
         raise first
 
     async def send(self, frames: Sequence[FromClient]) -> None:
-        receipts = [frame for frame in frames if isinstance(frame, Receipt)]
-        if receipts:
-            await self._report(receipts)
+        receipts = {frame.seq: frame for frame in frames if isinstance(frame, Receipt)}
+        self._owed |= receipts
+        owed = [self._owed[seq] for seq in sorted(self._owed)] if receipts else []
+        for first in range(0, len(owed), POST_LIMIT):
+            if not await self._report(owed[first : first + POST_LIMIT]):
+                return
 
     async def close(self) -> None:
         """Nothing is open between two requests."""
@@ -155,17 +162,24 @@ class PollingLink:
         if answer.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise problem_of(answer)
         if answer.is_success:
-            self._take(ReceiptAck(seq=max(one.seq for one in receipts)))
+            self._settle(receipts)
             return True
         if not answer.is_client_error or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
             return False
         return await self._report_singly(receipts)
 
+    def _settle(self, receipts: Sequence[Receipt]) -> None:
+        """These are the oldest that are owed."""
+        for one in receipts:
+            del self._owed[one.seq]
+        assert self._take
+        self._take(ReceiptAck(seq=receipts[-1].seq))
+
     async def _report_singly(self, receipts: Sequence[Receipt]) -> bool:
         """One receipt that the server will not take must not hold up the others; that one is given up."""
-        if len(receipts) == 1 and self._take is not None:
+        if len(receipts) == 1:
             _log.warning("the server does not take a receipt for version %d", receipts[0].number)
-            self._take(ReceiptAck(seq=receipts[0].seq))
+            self._settle(receipts)
             return True
         for one in receipts:
             if not await self._report([one]):

@@ -35,6 +35,7 @@ Whose: TypeAlias = Callable[[Request, str], Awaitable[Principal]]
 
 MAX_RECEIPTS: Final = 1000
 STORE_S: Final = 20.0
+AGAIN: Final = "the log takes no receipts now; post them again"
 
 
 class PolledReceipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,13 +241,13 @@ async def _keep(outbox: Outbox, receipts: list[Received]) -> None:
         if left == 0:
             done.set()
 
-    for each in receipts:
-        outbox.put(each, each.instance, durable)
     if not receipts:
         return
+    if not all(outbox.put(each, each.instance, durable) for each in receipts):
+        raise Unavailable(AGAIN, retry_after=1)
     outbox.hurry()
     try:
         async with asyncio.timeout(STORE_S):
             await done.wait()
     except TimeoutError:
-        raise Unavailable("the log takes no receipts now; post them again", retry_after=1) from None
+        raise Unavailable(AGAIN, retry_after=1) from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from heliograph.services.sync.members import Way
 from heliograph.services.sync.session import Session
 from heliograph.services.sync.transfers import Transfer
 
+MAX_REFUSED: Final = 100
+"""Receipts of one connection for which there was no room. A client with more comes again later with all of them."""
 Text = tuple[bytes, int]
 """A message, and when it came."""
 
@@ -47,6 +49,8 @@ class Pipe(Protocol):
 class Connection:
     """Moments are of `clock.moment_us`. ``paused_us``: when the socket became full, 0: it is not. ``slot``: where it lies on the hub's wheel.
 
+    ``taken``: the highest ``seq`` of its receipts that are on their way into the log. ``durable``: the highest one that is there.
+
     ``way``: of an open WebSocket that takes whole frames now and for which nothing waits; None: only its pipe knows how to send.
     """
 
@@ -62,8 +66,9 @@ class Connection:
     slot: int = -1
     transfer: Transfer | None = None
     early: list[Text] | None = None  # what it has said and nobody has heard yet
-    unacknowledged: int = -1
-    acknowledged: int = -1
+    taken: int = -1
+    durable: int = -1
+    refused: set[int] | None = None  # those for which there was no room, until they are durable
     ack_due: bool = False
 
     def aim(self, way: Way) -> None:
@@ -84,5 +89,25 @@ class Connection:
 
     @property
     def unanswered(self) -> bool:
-        """An acknowledgement is due: a receipt has come that is not durable, or of which the client was not told."""
-        return self.unacknowledged > self.acknowledged or self.ack_due
+        """An acknowledgement is due: a receipt was taken that is not durable, or of which the client was not told."""
+        return self.taken > self.durable or self.ack_due
+
+    def is_taken(self, seq: int) -> bool:
+        """It came before: it is durable, or on its way to be."""
+        return seq <= self.taken and (self.refused is None or seq not in self.refused)
+
+    def refuse(self, seq: int) -> bool:
+        """There was no room for this receipt: it has to come again. False: for too many of this connection."""
+        self.refused = (self.refused or set()) | {seq}
+        return len(self.refused) <= MAX_REFUSED
+
+    def settle(self, seq: int) -> None:
+        """This receipt is durable, and with it all that were taken before it."""
+        self.durable = max(self.durable, seq)
+        if self.refused is not None:
+            self.refused.discard(seq)
+
+    @property
+    def acknowledged(self) -> int:
+        """Every receipt up to this ``seq`` is durable; -1: none is known to be."""
+        return min(self.durable, *(seq - 1 for seq in self.refused)) if self.refused else self.durable

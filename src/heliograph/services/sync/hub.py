@@ -511,8 +511,15 @@ class Hub:
         )
 
     def _store(self, connection: Connection, receipt: Received, seq: int) -> None:
-        connection.unacknowledged = max(connection.unacknowledged, seq)
-        self._outbox.put(receipt, receipt.instance, partial(self._durable, connection, seq))
+        """Once, however often it comes: while the log is away, clients say it again and again. One that the outbox has no room for holds the
+        acknowledgement of later ones back, so that it comes again, and so do they."""
+        if connection.is_taken(seq):
+            return
+        if not self._outbox.put(receipt, receipt.instance, partial(self._durable, connection, seq)):
+            if not connection.refuse(seq):
+                self._overloaded(connection)
+            return
+        connection.taken = max(connection.taken, seq)
         if self._is_awaited(receipt):
             self._outbox.hurry()
 
@@ -528,11 +535,14 @@ class Hub:
                 self._outbox.hurry()
             durable = (lambda: self._durable(connection, seq)) if each is events[-1] else None
             if not self._outbox.put(each, each.node if isinstance(each, (FannedOut, NodeAlive)) else each.instance, durable):
-                self.close(connection, problems.OVERLOADED, "more than the log takes now; send it again later")
+                self._overloaded(connection)
+
+    def _overloaded(self, connection: Connection) -> None:
+        self.close(connection, problems.OVERLOADED, "more than the log takes now; send it again later")
 
     def _durable(self, connection: Connection, seq: int) -> None:
         """Acknowledges once, whatever became durable until its turn."""
-        connection.acknowledged = max(connection.acknowledged, seq)
+        connection.settle(seq)
         if not connection.ack_due and connection.session in self._connections:
             connection.ack_due = True
             self._acknowledgements.later(partial(self._acknowledge, connection))
