@@ -20,7 +20,6 @@ from heliograph.access.principal import Principal, Scope
 from heliograph.client._clock import Moment
 from heliograph.client._identity import Identity
 from heliograph.client._live import Live, Proposal
-from heliograph.client._receipts import WINDOW
 from heliograph.client._session import Applied, Channel, Raised
 from heliograph.client._session import Session as ClientSession
 from heliograph.client._state import Update
@@ -442,7 +441,6 @@ class Process:
         self.now = Moment(START_US, 1_000_000)
         self.wire: Wire | None = None
         self.left: list[Wire] = []  # wires that it has gone from, and whose nodes do not know yet
-        self.folded = False  # more receipts waited than are sent one by one
 
     def _check(self, update: Update) -> None:
         if update.cursor.version in self.rejects:
@@ -492,7 +490,6 @@ class Process:
             if isinstance(effect, Applied):
                 self.lives[effect.channel.id].swap(effect.proposal)
                 self.shown[effect.channel.id].append(effect.proposal.update.cursor)
-        self.folded |= sum(not each.told for each in self.session.receipts._queue) > WINDOW
 
     def _check_stored(self, seq: int) -> None:
         """Nothing is acknowledged that the ledger would not have after a crash of everything else. What a fail-over has lost need not be stored."""

@@ -7,10 +7,9 @@ Promises:
   hold it. A node that is behind would take it for a lie and close the connection.
 - What was refused because it did not verify is told to the connection that said it, and to no other.
 - Receipts leave in the order in which versions were answered; ``seq`` grows within a connection.
-- A burst does not become a flood: of one subscription at most `WINDOW` receipts wait for the random moment at which they are first told. Beyond it
-  the oldest that a later one covers is left out (an applied version covers the applied and unaffected ones before it). A rejection never is, nor
-  what was told before: an outage of the log is no burst, and its receipts are the audit trail's.
-- The queue is bounded by `LIMIT` receipts; beyond it the oldest is given up, whatever it says.
+- The queue is bounded by `LIMIT` receipts. Beyond it the oldest that a later one covers is left out (an applied version covers the applied and
+  unaffected ones before it), a rejection only when nothing is covered. A thousand versions are none that a node could have sent within the moments
+  for which receipts wait; a log of receipts that is away for long makes as many.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from typing import Final
 from heliograph.core.frames import Receipt, State
 from heliograph.core.records import Cursor
 
-WINDOW: Final = 16
 LIMIT: Final = 1024
 RESEND_US: Final = 5_000_000
 RESEND_CAP_US: Final = 60_000_000
@@ -48,7 +46,6 @@ class _Pending:
     due_us: int
     seq: int | None = None  # given when it is first sent on the connection at hand
     attempts: int = 0
-    told: bool = False  # on any connection
 
 
 class Receipts:
@@ -71,7 +68,8 @@ class Receipts:
                 waiting.due_us = min(waiting.due_us, now_us)
         due = min((waiting.due_us for waiting in self._unsent()), default=now_us + int(self._random.uniform(0, jitter_us)))
         self._queue.append(_Pending(answered, due))
-        self._fold(answered.subscription)
+        if len(self._queue) > LIMIT:
+            self._queue.remove(_covered(self._queue) or self._queue[0])
 
     def due(self, now_us: int, clock_offset_us: int) -> list[Receipt]:
         """The frames to send now. Each comes back after a growing while until it is acknowledged."""
@@ -131,7 +129,7 @@ class Receipts:
             self._last_seq += 1
             waiting.seq = self._last_seq
         pause = min(RESEND_CAP_US, RESEND_US << min(waiting.attempts, 8))
-        waiting.attempts, waiting.told = waiting.attempts + 1, True
+        waiting.attempts += 1
         waiting.due_us = now_us + pause + int(self._random.uniform(0, pause))
         answered = waiting.answered
         return Receipt(
@@ -147,25 +145,24 @@ class Receipts:
             trace=answered.trace,
         )
 
-    def _fold(self, subscription: int) -> None:
-        waiting = [w for w in self._queue if not w.told and w.answered.subscription == subscription]
-        if len(waiting) > WINDOW and (covered := _covered(waiting)) is not None:
-            self._queue.remove(covered)
-        if len(self._queue) > LIMIT:
-            self._queue.pop(0)
-
 
 def _is_lost(answered: Answered, subscription: int, epoch: int, number: int) -> bool:
     cursor = answered.cursor
     return answered.subscription == subscription and cursor.epoch < epoch and cursor.number >= number
 
 
-def _covered(waiting: list[_Pending]) -> _Pending | None:
+def _covered(queue: list[_Pending]) -> _Pending | None:
     """The oldest receipt that says nothing which a later one does not imply."""
-    last_applied = max((i for i, w in enumerate(waiting) if w.answered.state == "applied"), default=-1)
-    last_good = max((i for i, w in enumerate(waiting) if w.answered.state in {"applied", "unaffected"}), default=-1)
-    for i, candidate in enumerate(waiting):
-        until = {"applied": last_applied, "unaffected": last_good}.get(candidate.answered.state, -1)
-        if i < until:
-            return candidate
+    applied: dict[int, int] = {}  # by subscription: the place of the last one
+    good: dict[int, int] = {}
+    for place, waiting in enumerate(queue):
+        subscription, state = waiting.answered.subscription, waiting.answered.state
+        if state == "applied":
+            applied[subscription] = good[subscription] = place
+        elif state == "unaffected":
+            good[subscription] = place
+    covering = {"applied": applied, "unaffected": good}
+    for place, waiting in enumerate(queue):
+        if place < covering.get(waiting.answered.state, {}).get(waiting.answered.subscription, -1):
+            return waiting
     return None
