@@ -119,7 +119,12 @@ class Introspector:
             ) from None
         if answer.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
             raise Unavailable(f"tokens cannot be checked now: the registry answered {answer.status_code}", retry_after=1)
-        return msgspec.json.decode(answer.content, type=Principal) if answer.status_code == httpx.codes.OK else None
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        try:
+            return msgspec.json.decode(answer.content, type=Principal)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or a registry that is newer than this
+            raise Unavailable("tokens cannot be checked now: the registry's answer is none", retry_after=1) from None
 
 
 def _remember(cache: OrderedDict[bytes, T], key: bytes, value: T, most: int) -> None:

@@ -78,7 +78,7 @@ class Reader(Protocol):
 class Appender(Protocol):
     async def append(self, records: Sequence[NewRecord]) -> None:
         """Returns when all are durable; they are adjacent and in order within each shard unless others append too. Raises Unavailable: then some
-        of them may be there."""
+        of them may be there; Invalid when one says something that the log cannot hold: then none is."""
         ...
 
     async def close(self) -> None: ...

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import structlog
 
-from heliograph.core.errors import Unavailable
+from heliograph.core.errors import Invalid, Unavailable
 from heliograph.eventlog.ports import Gap, Marks, NewRecord, Record, Stream
 from heliograph.eventlog.wake import EVENT_CHANNEL, RECEIPT_CHANNEL, Bell, heard
 from heliograph.runtime.postgres import Connection, Pool, listen, open_pool, translating
@@ -202,6 +202,8 @@ class PostgresAppender:
             self._bell.ring()
         except Unavailable as unavailable:
             error = unavailable
+        except asyncpg.DataError:
+            error = Invalid("a record says something that the log cannot hold")
         except asyncpg.PostgresError as failed:
             log.error("receipts_refused", error=type(failed).__name__, records=len(records))
             error = Unavailable("the log refused the receipts")

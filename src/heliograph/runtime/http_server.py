@@ -185,8 +185,10 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.parser is None
 
     def when_gone(self, told: Callable[[], None] | None) -> None:
-        """Who is told when the client goes before it has its answer."""
+        """Who is told when the client goes before it has its answer; at once, if it has gone already."""
         self._gone = told
+        if told is not None and self.gone:
+            told()
 
     def hand_over(self, taker: Taker) -> asyncio.Transport:
         """To be called once the head of the answer is out, and not when the client is `gone`. What is written then, in chunks, is the taker's

@@ -23,8 +23,8 @@ from heliograph.services.sync.admission import Admission
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.replies import SUBSCRIPTION, Reply
-from heliograph.services.sync.session import Session, Subscriber, received
-from heliograph.services.sync.shortcut import BUNDLES, HEADS, MAX_WAIT_S, kind_of
+from heliograph.services.sync.session import Session, Subscriber, received, refuse_nul
+from heliograph.services.sync.shortcut import BUNDLES, HEADS, HELD, MAX_WAIT_S, kind_of
 from heliograph.services.sync.sse import Events
 from heliograph.services.sync.tickets import LIFE_S, Tickets
 from heliograph.services.sync.tickets import MAX_LENGTH as MAX_TICKET
@@ -114,7 +114,7 @@ def _add_reading(router: APIRouter, hub: Hub, metrics: Metrics, principal: WhoAs
                 await hub.gathered(found, wanted, None)
                 reply = replies.bundle(found, wanted)
             return _response(reply)
-        if wait:
+        if wait and HELD not in request.scope:
             connection = connection_of(request.scope)
             try:
                 await hub.hold(found, cursor, wait, connection.when_gone)
@@ -207,6 +207,7 @@ async def _stored(hub: Hub, asking: Principal, told: PolledReceipts) -> list[Rec
     """What each receipt becomes, or the error of the first that cannot be: then none is stored."""
     if not told.instance or len(told.instance) > 100 or not hub.may_speak_for(told.instance, asking.id, told.incarnation):
         raise Forbidden("the instance id belongs to another token or a newer incarnation")
+    refuse_nul(told.instance)
     session = Session(
         connection=f"poll-{told.instance}",
         node=hub.node,
@@ -244,10 +245,12 @@ async def _keep(outbox: Outbox, receipts: list[Received]) -> None:
     if not receipts:
         return
     if not all(outbox.put(each, each.instance, durable) for each in receipts):
+        outbox.withdraw(durable)
         raise Unavailable(AGAIN, retry_after=1)
     outbox.hurry()
     try:
         async with asyncio.timeout(STORE_S):
             await done.wait()
     except TimeoutError:
+        outbox.withdraw(durable)
         raise Unavailable(AGAIN, retry_after=1) from None

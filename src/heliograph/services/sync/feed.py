@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, cast
 
 import msgspec
+import structlog
 
 from heliograph.access.permissions import Action, allow
 from heliograph.core import feed, frames, names
@@ -28,12 +29,14 @@ from heliograph.services.sync.session import (
     Unfollowed,
     check_cursor,
     check_identity,
+    refuse_nul,
 )
 
 MAX_NODE: Final = 200
 """Characters of a node's name with the way to it: some four edges below each other."""
 EVERYTHING: Final = names.view([""])
 
+log = structlog.get_logger()
 _decode = msgspec.json.Decoder(feed.FromEdge).decode
 
 
@@ -54,7 +57,7 @@ class EdgeSession(Session):
                 subscriber = self.subscribers.pop(frame.id, None)
                 return [Unfollowed(subscriber)] if subscriber else []
             case feed.Relay():
-                return [Relayed(self._checked(frame.events), frame.seq)] if frame.events else []
+                return [Relayed(tuple(taken for each in frame.events if (taken := self._taken(each))), frame.seq)]
             case _:
                 return super(EdgeSession, self)._take(cast("frames.FromClient", frame), now_us)
 
@@ -87,12 +90,17 @@ class EdgeSession(Session):
             check_cursor(wanted.have)
         return Subscriber(self, wanted.id, namespace, environment, EVERYTHING, wanted.have)
 
-    def _checked(self, events: tuple[FromSync, ...]) -> tuple[FromSync, ...]:
-        """Under the node names that the log knows. Raises Forbidden for an environment out of scope: then none of them counts."""
-        for each in events:
-            if not isinstance(each, NodeAlive):
-                allow(self.principal, Action.RELAY, names.namespace(each.namespace), names.environment(each.environment))
-        return tuple(msgspec.structs.replace(each, node=self._below(each.node)) for each in events)
+    def _taken(self, event: FromSync) -> FromSync | None:
+        """Under the node name that the log knows; None for one that must not be stored. Its edge may be honest (its token is another one since, or an
+        edge below it has a long name), and would tell it for ever were the connection closed."""
+        try:
+            if not isinstance(event, NodeAlive):
+                allow(self.principal, Action.RELAY, names.namespace(event.namespace), names.environment(event.environment))
+            refuse_nul(event.node, getattr(event, "instance", ""), getattr(event, "trace", None) or "")
+            return msgspec.structs.replace(event, node=self._below(event.node))
+        except HeliographError as error:
+            log.warning("relayed_event_refused", edge=self.principal.id, kind=type(event).__name__, error=error.code)
+            return None
 
     def _below(self, node: str) -> str:
         path = f"{self.principal.id}/{node}"

@@ -100,8 +100,8 @@ class Hub:
         self._connections: dict[Session, Connection] = {}
         self._instances: dict[str, Connection] = {}
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
-        self._awaited: dict[tuple[str, str], list[Arrival]] = {}
-        self._sought: dict[tuple[str, str], list[asyncio.Future[Environment | NotFound]]] = {}
+        self._awaited: dict[tuple[str, str], dict[Subscriber, Arrival]] = {}
+        self._sought: dict[tuple[str, str], set[asyncio.Future[Environment | NotFound]]] = {}
         self.fan_out = FanOut(self._send, self._spawn, self._reports, metrics)
         self._polls = Polls(metrics, self.fan_out.goes_on)
         self._turns = Turns(self.fan_out.goes_on)
@@ -141,7 +141,7 @@ class Hub:
             room.asked_us = now_us()
             return room.environment
         found: asyncio.Future[Environment | NotFound] = asyncio.get_running_loop().create_future()
-        self._sought.setdefault(key, []).append(found)
+        self._sought.setdefault(key, set()).add(found)
         self.look_for(*key)
         try:
             async with asyncio.timeout(FIND_S):
@@ -150,9 +150,17 @@ class Hub:
             raise NotReady(
                 f"whether there is an environment {namespace}/{environment} is not known now", retry_after=1
             ) from None
+        finally:
+            self._seeks_no_more(key, found)
         if isinstance(answer, NotFound):
             raise answer
         return answer
+
+    def _seeks_no_more(self, key: tuple[str, str], found: asyncio.Future[Environment | NotFound]) -> None:
+        if seekers := self._sought.get(key):
+            seekers.discard(found)
+            if not seekers:
+                del self._sought[key]
 
     def environments(self) -> Iterable[Environment]:
         return (room.environment for room in self._rooms.values())
@@ -161,7 +169,7 @@ class Hub:
         """Those who asked for it before it was known are served now."""
         key = (environment.namespace, environment.environment)
         self._rooms[key] = Room(environment)
-        for arrival in self._awaited.pop(key, ()):
+        for arrival in self._awaited.pop(key, {}).values():
             self._turns.later(partial(self._place, arrival))
         self._tell_seekers(key, environment)
 
@@ -174,7 +182,7 @@ class Hub:
         """The registry does not know it either, any more perhaps."""
         missing = NotFound(detail or f"there is no environment {namespace}/{environment}")
         self.remove_environment(namespace, environment, missing.detail)
-        for arrival in self._awaited.pop((namespace, environment), ()):
+        for arrival in self._awaited.pop((namespace, environment), {}).values():
             told = frames.ErrorFrame(code=missing.code, detail=missing.detail, subscription=arrival.subscriber.id)
             arrival.connection.pipe.send(_encode(told))
         self._tell_seekers((namespace, environment), missing)
@@ -456,14 +464,15 @@ class Hub:
         self._look_again(connection)
 
     def _place(self, arrival: Arrival) -> None:
-        """Into its room, or among those who wait for one."""
-        if arrival.connection.session not in self._connections:
+        """Into its room, or among those who wait for one, unless it has left meanwhile."""
+        session, subscriber = arrival.connection.session, arrival.subscriber
+        if session not in self._connections or session.subscribers.get(subscriber.id) is not subscriber:
             return
-        key = (arrival.subscriber.namespace, arrival.subscriber.environment)
+        key = (subscriber.namespace, subscriber.environment)
         if room := self._rooms.get(key):
             self._join(room, arrival)
         else:
-            self._awaited.setdefault(key, []).append(arrival)
+            self._awaited.setdefault(key, {})[subscriber] = arrival
             self.look_for(*key)
 
     def _join(self, room: Room, arrival: Arrival) -> None:
@@ -529,13 +538,16 @@ class Hub:
         return room is not None and room.environment.answer == "now" and room.environment.cursor.number == receipt.number
 
     def _relay(self, connection: Connection, events: tuple[FromSync, ...], seq: int) -> None:
-        """The outbox keeps order, so when the last one is durable all are."""
+        """All of them or, when there is no room, none."""
+        if not self._outbox.has_room:
+            self._overloaded(connection)
+            return
         for each in events:
             if isinstance(each, Received) and self._is_awaited(each):
                 self._outbox.hurry()
-            durable = (lambda: self._durable(connection, seq)) if each is events[-1] else None
-            if not self._outbox.put(each, each.node if isinstance(each, (FannedOut, NodeAlive)) else each.instance, durable):
-                self._overloaded(connection)
+            self._outbox.put(each, each.node if isinstance(each, (FannedOut, NodeAlive)) else each.instance)
+        connection.taken = max(connection.taken, seq)
+        self._outbox.after(partial(self._durable, connection, seq))
 
     def _overloaded(self, connection: Connection) -> None:
         self.close(connection, problems.OVERLOADED, "more than the log takes now; send it again later")
@@ -647,8 +659,8 @@ class Hub:
         if room is None or connection.held:
             return
         self._metrics.resyncs.labels(asked.cause).inc()
-        subscriber.cursor = room.environment.cursor
         parts = room.environment.snapshot(subscriber.id, subscriber.view, asked.have)
+        subscriber.cursor = room.environment.cursor
         connection.pipe.charge(sum(map(len, parts)))
         self._send(connection, parts)
 
@@ -701,12 +713,18 @@ class Hub:
                 await asyncio.sleep(0)
 
     def _leave(self, subscriber: Subscriber) -> None:
-        room = self.room(subscriber.namespace, subscriber.environment)
-        key = (subscriber.view, subscriber.id)
-        if room and (members := room.groups.get(key)):
+        """Wherever it stands: nothing may be written to its socket's number any more, which is somebody else's soon."""
+        if subscriber.company is not None:
+            subscriber.company.part(subscriber)
+        place, key = (subscriber.namespace, subscriber.environment), (subscriber.view, subscriber.id)
+        if (room := self._rooms.get(place)) and (members := room.groups.get(key)):
             members.leave(subscriber)
             if not members:
                 del room.groups[key]
+        if waiting := self._awaited.get(place):
+            waiting.pop(subscriber, None)
+            if not waiting:
+                del self._awaited[place]
 
     # --- the clock, and the end ---
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from heliograph.core.errors import HeliographError
+from heliograph.core.errors import HeliographError, Invalid
 from heliograph.core.events import FromSync, Received
 from heliograph.eventlog.ports import Appender, NewRecord
 from heliograph.runtime.clock import now_us
@@ -26,7 +26,7 @@ GATHER_S: Final = 0.05
 """How long the first of a batch waits for more. Receipts come spread over a second: without it each would be a transaction of its own, and they would
 take the machine from the next version."""
 Durable = Callable[[], None]
-Waiting = tuple[FromSync, str, Durable | None]
+Waiting = tuple[FromSync | None, str, Durable | None]
 
 
 class Outbox:
@@ -50,13 +50,28 @@ class Outbox:
 
     def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
         """`durable` is called once the event is. Only what has such a caller may be refused."""
-        if durable is not None and len(self._waiting) > MAX_WAITING:
+        if durable is not None and not self.has_room:
             return False
+        self._add(event, key, durable)
+        return True
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._waiting) <= MAX_WAITING
+
+    def after(self, durable: Durable) -> None:
+        """`durable` is called once everything is that was put before."""
+        self._add(None, "", durable)
+
+    def withdraw(self, durable: Durable) -> None:
+        """What was put with it and is not being appended yet: it will be put again."""
+        self._waiting = [each for each in self._waiting if each[2] is not durable]
+
+    def _add(self, event: FromSync | None, key: str, durable: Durable | None) -> None:
         self._waiting.append((event, key, durable))
         self._work.set()
         if len(self._waiting) >= BATCH:
             self._hurry.set()
-        return True
 
     def hurry(self) -> None:
         """Somebody waits for what was put: it is appended without waiting for more."""
@@ -82,39 +97,57 @@ class Outbox:
             log.warning("receipts_left_behind", count=len(self._waiting))  # never acknowledged: their clients send them again
 
     async def _drain(self) -> None:
+        """An event that the log refuses for what it says is found by halves and left out: no client's word holds up the others'."""
         async with self._appending:
+            size = BATCH
             while self._waiting:
-                batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-                await self._append(batch)
+                batch, self._waiting = self._waiting[:size], self._waiting[size:]
+                if await self._append(batch):
+                    size = min(BATCH, 2 * size)
+                elif len(batch) > 1:
+                    self._waiting, size = batch + self._waiting, len(batch) // 2
+                else:
+                    log.error("event_refused_by_the_log", key=batch[0][1])
+                    _settle(batch)  # as far as it ever will be; else it came again for ever
 
     def _records(self, told: list[Told]) -> list[NewRecord]:
         return records(told)
 
-    async def _append(self, batch: list[Waiting]) -> None:
+    async def _append(self, batch: list[Waiting]) -> bool:
+        """Whether the log takes them."""
         started = now_us()
         self._on_their_way = len(batch)
         try:
-            await self._until_appended(self._records([(event, key) for event, key, _ in batch]))
+            await self._until_appended(self._records([(event, key) for event, key, _ in batch if event]))
         except asyncio.CancelledError:
             self._waiting = batch + self._waiting
             raise
+        except (Invalid, ValueError):  # the second: it cannot be encoded
+            return False
         finally:
             self._on_their_way = 0
         for state, count in Counter(event.state for event, _, _ in batch if isinstance(event, Received)).items():
             self._metrics.receipts_taken.labels(state).inc(count)
         self._metrics.log_append_seconds.labels("receipts").observe((now_us() - started) / 1e6)
-        for _, _, durable in batch:
-            if durable:
-                durable()
+        _settle(batch)
+        return True
 
     async def _until_appended(self, records: list[NewRecord]) -> None:
         attempt = 0
-        while True:
+        while records:
             try:
                 await self._appender.append(records)
+            except Invalid:
+                raise
             except HeliographError as error:
                 log.warning("receipts_not_appended", error=error.code, attempt=attempt, waiting=self.waiting)
                 await asyncio.sleep(delay(attempt, cap_s=2.0))
                 attempt += 1
             else:
                 return
+
+
+def _settle(batch: list[Waiting]) -> None:
+    for _, _, durable in batch:
+        if durable:
+            durable()

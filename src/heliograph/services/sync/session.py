@@ -29,6 +29,10 @@ MAX_TEXT: Final = 200
 MAX_LABELS: Final = 32
 MAX_REASON: Final = 1000
 MAX_SKEW_US: Final = 24 * 3600 * 1_000_000
+NUL: Final = "\0"
+"""JSON can say it, PostgreSQL's text cannot hold it: one client's would hold up what all others say."""
+MAX_INT: Final = 1 << 53
+"""What is stored of a client's numbers is below it: JSON's, and a column's."""
 
 _decode = msgspec.json.Decoder(frames.FromClient).decode
 
@@ -201,6 +205,8 @@ class Session:
             case frames.Heartbeat():
                 return self._alive(frame, now_us)
             case frames.Resync():
+                if frame.have is not None:
+                    check_cursor(frame.have)
                 return [Reset(self._subscriber(frame.subscription), frame.have, "asked")]
             case frames.Renew():
                 return [Renewed(frame.token)]
@@ -293,8 +299,9 @@ def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, 
         or not history.knows(subscriber.namespace, subscriber.environment, cursor)
     ):
         raise InvalidRequest(f"a receipt for version {receipt.number}, which was never sent to this subscription")
-    if receipt.seq < 0 or abs(receipt.clock_offset_us) > MAX_SKEW_US * 3650:
-        raise InvalidRequest("a receipt's seq and clock offset are out of range")
+    numbers_fit = 0 <= receipt.seq < MAX_INT and 0 <= receipt.applied_at_us < MAX_INT
+    if not numbers_fit or abs(receipt.clock_offset_us) > MAX_SKEW_US * 3650:
+        raise InvalidRequest("a receipt's seq, time and clock offset are out of range")
     session = subscriber.session
     return Received(
         namespace=subscriber.namespace,
@@ -307,10 +314,10 @@ def received(receipt: frames.Receipt, subscriber: Subscriber, history: History, 
         number=receipt.number,
         version=receipt.version,
         state=receipt.state,
-        reason=receipt.reason[:MAX_REASON] if receipt.reason else None,
+        reason=receipt.reason[:MAX_REASON].replace(NUL, "\N{REPLACEMENT CHARACTER}") if receipt.reason else None,
         applied_at_us=receipt.applied_at_us + receipt.clock_offset_us,
         received_at_us=now_us,
-        trace=receipt.trace if receipt.trace and len(receipt.trace) <= MAX_TEXT else None,
+        trace=receipt.trace if receipt.trace and len(receipt.trace) <= MAX_TEXT and NUL not in receipt.trace else None,
     )
 
 
@@ -329,8 +336,14 @@ def check_identity(hello: frames.Hello) -> None:
     )
     if not hello.instance or any(len(each) > MAX_TEXT for each in texts) or len(mark.labels) > MAX_LABELS:
         raise InvalidRequest(f"texts of a fingerprint have at most {MAX_TEXT} characters, labels are at most {MAX_LABELS}")
-    if not 0 <= hello.incarnation < 1 << 63:
-        raise InvalidRequest("an incarnation is a number from 0 to 2^63 - 1")
+    refuse_nul(*texts)
+    if not 0 <= hello.incarnation < MAX_INT:
+        raise InvalidRequest("an incarnation is a number from 0 to 2^53 - 1")
+
+
+def refuse_nul(*texts: str) -> None:
+    if any(NUL in each for each in texts):
+        raise InvalidRequest("a text holds U+0000, which cannot be stored")
 
 
 def _check_hello(hello: frames.Hello) -> None:
@@ -346,6 +359,7 @@ def _check_declared(told: Iterable[frames.Declares]) -> None:
     schemas = [(name, schema) for declares in told for name, schema in declares.items()]
     for name, schema in schemas:
         names.config(name)
+        refuse_nul(schema)
         if len(schema.encode()) > frames.MAX_DECLARED_SCHEMA:
             raise InvalidRequest(f"a declared schema has at most {frames.MAX_DECLARED_SCHEMA:,} bytes")
     if len(schemas) > frames.MAX_DECLARED:
@@ -354,7 +368,7 @@ def _check_declared(told: Iterable[frames.Declares]) -> None:
 
 def check_cursor(cursor: Cursor) -> None:
     try:
-        if Cursor.parse(str(cursor)) != cursor or cursor.number >= 1 << 53:
+        if Cursor.parse(str(cursor)) != cursor or max(cursor.epoch, cursor.number) >= MAX_INT:
             raise ValueError
     except ValueError:
         raise InvalidRequest("not a cursor") from None

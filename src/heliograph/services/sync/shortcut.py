@@ -33,6 +33,10 @@ from heliograph.telemetry.metrics import Metrics
 MAX_WAIT_S: Final = 25.0
 MAX_ASKED: Final = 4096
 """Addresses whose meaning is remembered."""
+MAX_REMEMBERED: Final = 1024
+"""Bytes of such an address: a view of some dozens of configs. Strangers may ask, too."""
+HELD: Final = "heliograph.held"
+"""In a request's scope: it has waited for its time."""
 BUNDLES: Final = "/v1/bundles/{namespace}/{environment}"
 HEADS: Final = "/v1/heads/{namespace}/{environment}"
 Counted = tuple[Counter, Histogram, Counter]
@@ -83,7 +87,7 @@ class Shortcut:
         """None for what is not asked here, or not in good order."""
         key = (scope["path"], scope["query_string"])
         asked = self._asked.get(key)
-        if asked is None and (asked := _read(*key)) is not None:
+        if asked is None and (asked := _read(*key)) is not None and sum(map(len, key)) <= MAX_REMEMBERED:
             if len(self._asked) >= MAX_ASKED:
                 self._asked.clear()
             self._asked[key] = asked
@@ -124,6 +128,7 @@ class Shortcut:
         if asked.have is None or not asked.wait_s:
             return
         protocol = connection_of(scope)
+        scope[HELD] = True
         try:
             await self._hub.hold(environment, asked.have, asked.wait_s, protocol.when_gone)
         finally:

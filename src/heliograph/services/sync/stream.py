@@ -160,6 +160,9 @@ class Stream:
                         self.hub.close(connection, problems.REVOKED, "the token is no longer valid")
                 except HeliographError:
                     break  # cannot be checked now; nobody is thrown out for that
+                except Exception:
+                    log.exception("tokens_not_rechecked")
+                    break
 
     def renew(self, connection: Connection, text: str) -> None:
         """The client will go on under a new token, if that one permits what it is subscribed to; otherwise it goes on under the old one. One at a
@@ -275,6 +278,10 @@ class Stream:
             principal = await self._authenticator.principal(text)
         except HeliographError as error:
             _refuse(listener, error)
+            return
+        except Exception:
+            log.exception("token_not_checked")
+            _refuse(listener, HeliographError("an error of the server"))
             return
         if listener.open:
             self._let_in_or_refuse(listener, text, principal)
