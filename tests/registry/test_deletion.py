@@ -132,6 +132,33 @@ async def test_deleted_namespace_goes_and_comes_back_as_a_whole(author: Author, 
     problem(await author.ask("POST", "/v1/namespaces/nowhere/restore"), 404, "not-found")
 
 
+@pytest.mark.parametrize("retain_s", [3600, None])
+async def test_namespace_that_comes_back_leaves_the_time_of_what_was_deleted_before(
+    author: Author, retain_s: int | None
+) -> None:
+    """Together with its namespace it goes when that does; whether that is sooner or later, in the end what was promised first holds."""
+    asked = {"retain_s": retain_s} if retain_s else {}
+    for name, own in (("old", {}), ("short", {"retain_s": 7200})):
+        good(await author.ask("POST", f"{SHOP}/environments", json={"name": name}), 201)
+        good(await author.ask("DELETE", f"{SHOP}/environments/{name}", params=own))
+    promised = good(await author.get(f"{SHOP}/environments", params={"deleted": True}))["items"]
+    for _ in range(2):
+        good(await author.ask("DELETE", SHOP, params=asked))
+        good(await author.ask("POST", f"{SHOP}/restore"))
+    assert good(await author.get(f"{SHOP}/environments", params={"deleted": True}))["items"] == promised
+
+
+async def test_what_was_deleted_before_its_namespace_is_erased_with_it(author: Author, eraser: Eraser, sql: Any) -> None:
+    good(await author.ask("POST", f"{SHOP}/environments", json={"name": "old"}), 201)
+    good(await author.ask("DELETE", f"{SHOP}/environments/old"))
+    gone = good(await author.ask("DELETE", SHOP, params={"retain_s": 3600}))
+    times = await sql.fetch("select erase_at from registry.deleted_environment")
+    assert {row["erase_at"] for row in times} == {datetime.fromisoformat(gone["deleted"]["erase_at"])}
+    await overdue(sql)
+    await eraser.work()
+    assert await sql.fetchval("select count(*) from registry.namespace") == 0
+
+
 async def test_heads_of_what_is_deleted_are_not_renewed(settings: RegistrySettings, sql: Any) -> None:
     quick = settings.model_copy(update={"head_renew_s": 0.2, "head_life_s": 5.0})
     async with running(quick) as one, httpx.AsyncClient(base_url=one.url) as http:
