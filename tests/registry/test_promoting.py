@@ -115,6 +115,29 @@ async def test_a_branch_is_audited_and_its_key_replays(team: Team) -> None:
     assert row[0]["detail"]["source"]["environment"] == "dev"
 
 
+async def test_a_branch_is_replayed_when_its_source_is_gone(team: Team) -> None:
+    """Whether it was committed is the question of a retry, and not whether it could be made once more."""
+    headers = {"Idempotency-Key": "once"}
+
+    async def branch(name: str) -> httpx.Response:
+        origin = {"environment": "dev", "version": "label:rc"}
+        asked = {"name": name, "from": origin}
+        return await team.author.ask("POST", "/v1/namespaces/shop/environments", json=asked, headers=headers)
+
+    good(await team.at("dev").ask("PUT", "/labels/rc", json={"version": 2}), 201)
+    first = await branch("feature")
+    good(first, 201)
+    good(await team.at("dev").ask("DELETE", "/labels/rc"), 204)
+    for _ in range(2):
+        again = await branch("feature")
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again.headers["idempotency-replayed"] == "true"
+        await team.author.ask("DELETE", "/v1/namespaces/shop/environments/dev")
+    problem(await branch("other"), 422, "idempotency-key-reused")
+    headers.clear()
+    problem(await branch("other"), 404, "not-found")
+
+
 # --- promote ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +267,22 @@ async def test_a_condition_that_is_stale(team: Team) -> None:
     problem(await team.promote("dev", "production", headers={"If-Match": f'"{head}"'}), 412, "stale-base")
     head = (await team.at("production").head())["version"]
     good(await team.promote("dev", "production", headers={"If-Match": f'"{head}"'}), 201)
+
+
+async def test_a_promotion_is_replayed_when_its_source_is_gone(team: Team) -> None:
+    """Whether it was committed is the question of a retry, and not whether it could be made once more."""
+    once = {"version": "label:rc", "headers": {"Idempotency-Key": "once"}}
+    await team.put("dev", other=2)
+    good(await team.at("dev").ask("PUT", "/labels/rc", json={"version": 3}), 201)
+    first = await team.promote("dev", "production", **once)
+    good(first, 201)
+    good(await team.at("dev").ask("DELETE", "/labels/rc"), 204)
+    for _ in range(2):
+        again = await team.promote("dev", "production", **once)
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again.headers["idempotency-replayed"] == "true"
+        await team.author.ask("DELETE", "/v1/namespaces/shop/environments/dev")
+    problem(await team.promote("dev", "production", version="label:rc"), 404, "not-found")
 
 
 async def test_bad_requests(team: Team) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from heliograph.core import trie
 from heliograph.core.digest import spell, unspell
-from heliograph.core.errors import Conflict
+from heliograph.core.errors import Conflict, HeliographError
 from heliograph.core.names import Namespace
 from heliograph.core.records import Leaf, Source
 from heliograph.core.trie import Stub
@@ -33,16 +33,24 @@ class Branch:
         """Version 1 of ``order.place`` with the root of a version of ``source``, by default its head's. Costs the same for any number of configs,
         unless something in the namespace was ever purged: then every config is looked at.
 
-        Raises NotFound (no such environment or version), Conflict (it holds a purged document), AlreadyExists.
+        Raises NotFound (no such environment or version), Conflict (it holds a purged document), AlreadyExists, IdempotencyKeyReused.
         """
+        try:
+            content = await self._content(source, at)
+        except HeliographError:  # the retry of one that was made: what it was made from may be gone since
+            if before := await self._commits.answered(order):
+                return before
+            raise
+        return await create_environment(self._store, self._commits, order, content)
+
+    async def _content(self, source: Place, at: Which | None) -> Content:
         which = (await self._store.head(source)).version if at is None else at
         row = await self._store.version(source, which)
         if await self._store.purged_any(source.namespace):
             await self._refuse_purged(source.namespace, row.root)
         origin = Source(source.environment, row.number, spell(row.id))
         lineage = Lineage("branch", source.environment, row.number)
-        content = Content("branch", Stub(row.root), {}, {}, (), row.configs, origin, lineage)
-        return await create_environment(self._store, self._commits, order, content)
+        return Content("branch", Stub(row.root), {}, {}, (), row.configs, origin, lineage)
 
     async def _refuse_purged(self, namespace: Namespace, root: bytes) -> None:
         digests = sorted({digest for _, digest in trie.leaves(await self._objects.whole(namespace, root))})

@@ -144,6 +144,11 @@ class Commits:
         async with self._turn(order.place):
             return await self._attempts(order, make)
 
+    async def answered(self, order: Order) -> Committed | None:
+        """What an earlier request with this key committed. Raises IdempotencyKeyReused."""
+        before = await self._store.answered(order.author, order.key) if order.key else None
+        return self._replayed(order, before) if before else None
+
     async def signed_head(self, text: bytes) -> Signed:
         return await _sign(self._signers.head, HEAD_TYPE, text)
 
@@ -194,8 +199,8 @@ class Commits:
 
     async def _concluded(self, order: Order, base: HeadRow, made: HeliographError | None) -> Committed | Unchanged:
         """Nothing to commit. Before saying so: this very request may be the retry of one that moved the head to where it is."""
-        if order.key and (before := await self._store.answered(order.author, order.key)):
-            return self._replayed(order, before)
+        if before := await self.answered(order):
+            return before
         if made is None:
             self.remember(order.place, base)
             return Unchanged(base)

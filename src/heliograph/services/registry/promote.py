@@ -108,13 +108,13 @@ class Promote:
         Raises MergeConflict, SchemaViolation (what comes out breaks its schema), InvalidRequest (a choice that settles nothing), NotFound, Conflict
         (a purged document), Incompatible, TooLarge, and what `Commits.commit` raises.
         """
-        ends = await self._ends(order.place, asked, at)
-        lineage: list[Lineage | None] = []
+        agreed: list[tuple[VersionRow, Lineage]] = []
         looked_at: list[Change] = []
 
         async def make(head: HeadRow) -> Content | None:
+            ends = await self._ends(order.place, asked, at)  # here, so that a replay is answered although they are gone since
             plan = await self._plan(order.place, asked, ends, head)
-            lineage[:] = [plan.lineage]
+            agreed[:] = [(ends.source, plan.lineage)] if plan.lineage else []
             if plan.conflicts:
                 raise _refusal(ends.source, head, plan, readable)
             return await self._content(order.place, ends.source, plan, head, looked_at)
@@ -123,8 +123,8 @@ class Promote:
             outcome = await self._commits.commit(order, make)
         except StaleBase as error:
             raise await self._three_way(order, error) from None
-        if isinstance(outcome, Unchanged) and lineage and lineage[0]:
-            await self._note(order, ends.source, outcome.head, lineage[0])
+        if isinstance(outcome, Unchanged) and agreed:
+            await self._note(order, outcome.head, *agreed[0])
         return await self._publish.told(order.place, looked_at, outcome)
 
     async def preview(self, place: Place, asked: Promotion, at: Which | None, readable: Readable) -> PromotionAnswer:
@@ -148,7 +148,7 @@ class Promote:
             conflict_count=len(plan.conflicts),
         )
 
-    async def _note(self, order: Order, source: VersionRow, head: HeadRow, lineage: Lineage) -> None:
+    async def _note(self, order: Order, head: HeadRow, source: VersionRow, lineage: Lineage) -> None:
         detail = {
             "number": head.number,
             "changed": 0,
