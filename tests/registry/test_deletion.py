@@ -11,11 +11,13 @@ import httpx
 import msgspec
 import pytest
 
+from heliograph.core.errors import Unavailable
 from heliograph.core.events import FromRegistry, HeadEvent
 from heliograph.core.records import Head
 from heliograph.runtime.postgres import open_pool
 from heliograph.services.registry.erasing import Eraser
 from heliograph.services.registry.erasure import Erasure
+from heliograph.services.registry.renew import Renewal
 from heliograph.services.registry.settings import RegistrySettings
 from heliograph.telemetry.metrics import Metrics
 
@@ -157,6 +159,30 @@ async def test_what_was_deleted_before_its_namespace_is_erased_with_it(author: A
     await overdue(sql)
     await eraser.work()
     assert await sql.fetchval("select count(*) from registry.namespace") == 0
+
+
+@pytest.mark.parametrize("restore", [f"{PRODUCTION}/restore", f"{SHOP}/restore"])
+async def test_restore_that_failed_half_way_is_told_when_it_is_asked_for_again(
+    author: Author, sql: Any, monkeypatch: pytest.MonkeyPatch, restore: str
+) -> None:
+    """And what was told is not told again."""
+    good(await author.ask("POST", f"{SHOP}/environments", json={"name": "dev"}), 201)
+    good(await author.ask("DELETE", restore.removesuffix("/restore")))
+    with monkeypatch.context() as failing:
+        failing.setattr(Renewal, "__call__", _unreachable)
+        problem(await author.ask("POST", restore), 503, "unavailable")
+    said = len(await events(sql))
+    good(await author.ask("POST", restore))
+    told = (await events(sql))[said:]
+    back = ["dev", "production"] if restore == f"{SHOP}/restore" else ["production"]
+    assert sorted(Head.read(each.head.payload).environment for each in told if isinstance(each, HeadEvent)) == back
+    assert len(told) == len(back)
+    good(await author.ask("POST", restore))
+    assert len(await events(sql)) == said + len(told)
+
+
+async def _unreachable(*_: Any, **__: Any) -> bool:
+    raise Unavailable("the database is not reachable", retry_after=1)
 
 
 async def test_heads_of_what_is_deleted_are_not_renewed(settings: RegistrySettings, sql: Any) -> None:

@@ -4,6 +4,15 @@ set local role heliograph_owner;
 -- Until when what was deleted could be restored before its namespace was deleted, too, for a shorter time; null: `erase_at` is what was promised.
 alter table registry.deleted_environment add column promised_at timestamptz;
 
+-- What is there again, with when the head that was put back had been issued: readers of the log still hold it for deleted as long as that is the head.
+create table registry.restored (
+    namespace    text not null,
+    environment  text not null,
+    issued_at_us bigint not null,
+    primary key (namespace, environment)
+);
+grant select on registry.restored to heliograph_registry;
+
 -- As in 0007, but what was deleted before its namespace keeps in mind what was promised.
 create or replace function registry.delete_environments(
     p_namespace    text,
@@ -42,6 +51,7 @@ begin
         select h.namespace, h.environment, to_jsonb(h), h.number, h.version, h.root, h.configs, p_actor, p_deleted_at, p_erase_at, p_whole
           from registry.head h where h.namespace = p_namespace and h.environment = any(p_environments);
     delete from registry.head h where h.namespace = p_namespace and h.environment = any(p_environments);
+    delete from registry.restored r where r.namespace = p_namespace and r.environment = any(p_environments);
     insert into registry.audit (namespace, environment, actor, action, detail)
         select p_namespace, d.environment, p_actor, 'environment.delete',
                jsonb_build_object('number', d.number, 'erase_at', p_erase_at, 'with_namespace', p_whole)
@@ -61,7 +71,7 @@ begin
     return 'deleted';
 end $$;
 
--- As in 0007, but what was promised before the namespace was deleted holds again.
+-- As in 0007, but what was promised before the namespace was deleted holds again, and it is known what is to be told.
 create or replace function registry.restore_environments(p_namespace text, p_environment text, p_actor text) returns text[]
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -91,6 +101,9 @@ begin
     delete from registry.deleted_environment d where d.namespace = p_namespace and d.environment = any(v_back);
     perform set_config('heliograph.restoring', 'yes', true);
     insert into registry.head select (jsonb_populate_record(null::registry.head, h)).* from jsonb_array_elements(v_heads) h;
+    insert into registry.restored (namespace, environment, issued_at_us)
+        select p_namespace, h ->> 'environment', (h ->> 'issued_at_us')::bigint from jsonb_array_elements(v_heads) h
+        on conflict (namespace, environment) do update set issued_at_us = excluded.issued_at_us;
     insert into registry.audit (namespace, environment, actor, action)
         select p_namespace, name, p_actor, 'environment.restore' from unnest(v_back) name;
     return v_back;

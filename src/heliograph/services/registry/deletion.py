@@ -82,26 +82,25 @@ class Deletion:
         raise Contended(f"environments of {name} come and go too fast; nothing was deleted, try again")
 
     async def restore_environment(self, place: Place, *, by: str) -> None:
-        """One that is there already stays as it is. Raises NotFound, Conflict when its namespace is deleted."""
+        """One that is there already stays as it is, and is told if that failed before. Raises NotFound, Conflict when its namespace is deleted."""
         back = await self._erasure.restore(place.namespace, place.environment, by)
-        if back is not None:
-            await self._tell(place.namespace, back)
-        elif await self._erasure.gone_namespace(place.namespace):
-            raise Conflict(f"namespace {place.namespace} is deleted; restore it first")
-        else:
+        if back is None:
+            if await self._erasure.gone_namespace(place.namespace):
+                raise Conflict(f"namespace {place.namespace} is deleted; restore it first")
             await self._store.head(place)
+        await self._tell(place.namespace, place.environment)
 
     async def restore_namespace(self, name: Namespace, *, by: str) -> None:
-        """With the environments that were deleted with it. Raises NotFound."""
+        """With the environments that were deleted with it. Once more is the same, as for an environment. Raises NotFound."""
         back = await self._erasure.restore(name, None, by)
-        if back is not None:
-            await self._tell(name, back)
-        elif await self._erasure.gone_namespace(name) or not await self._store.namespace_exists(name):
+        if back is None and (await self._erasure.gone_namespace(name) or not await self._store.namespace_exists(name)):
             raise NotFound(f"no namespace {name}, and none that could be restored")
+        await self._tell(name, None)
 
-    async def _tell(self, namespace: Namespace, environments: list[Environment]) -> None:
-        """A fresh head each. Should this end half way, the upkeep finds heads that are old and does the same."""
-        for each in environments:
+    async def _tell(self, namespace: Namespace, environment: Environment | None) -> None:
+        """A fresh head for each that came back and has none yet. Should this end half way, whoever asks again goes on; the upkeep does in any case,
+        once their heads are old."""
+        for each in await self._erasure.untold(namespace, environment):
             place = Place(namespace, each)
             await self._renewal(place, await self._store.head(place))
 

@@ -34,6 +34,11 @@ select registry.delete_environments($1, $2, $3, $4, $5, $6, $7, $8, $9);
 -- name: restore_environments
 select registry.restore_environments($1, $2, $3);
 
+-- name: restored_untold
+-- There again by the very head they were deleted with. $2 null: in the whole namespace.
+select environment from registry.head join registry.restored using (namespace, environment, issued_at_us)
+ where namespace = $1 and ($2::text is null or environment = $2) order by environment;
+
 -- name: erase_some
 select * from registry.erase_some($1);
 

@@ -135,6 +135,10 @@ class Erasure(Database):
         names = (await self._row("restore_environments", namespace, environment, by))[0]
         return None if names is None else [Environment(name) for name in names]
 
+    async def untold(self, namespace: Namespace, environment: Environment | None) -> list[Environment]:
+        """Environments that are there again, and whose readers were not told; None: all of the namespace."""
+        return [Environment(row["environment"]) for row in await self._rows("restored_untold", namespace, environment)]
+
     # --- erasing, in bounded steps --------------------------------------------------------------------------------------------------
 
     async def erase_some(self, limit: int) -> tuple[Place, bool] | None:
