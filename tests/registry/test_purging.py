@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -12,12 +14,13 @@ import msgspec
 import pytest
 
 from heliograph.core import dsse, trie
-from heliograph.core.digest import digest, unspell
+from heliograph.core.digest import digest, spell, unspell
 from heliograph.core.errors import BadSignature
 from heliograph.core.events import FromRegistry, PurgeEvent
 from heliograph.core.records import PURGE_TYPE, Signed, Version
 from heliograph.core.token import parse
 from heliograph.core.trust import Trust
+from heliograph.services.registry.purge import Purges
 
 from .conftest import DEADLINE_S, Author, good, problem, running
 from .test_upkeep import eventually, set_aside
@@ -215,6 +218,76 @@ async def test_writers_beside_a_purge_never_bring_the_text_back(author: Author, 
     assert set(statuses) <= {201, 409}
     for entry in good(await author.get("/configs"))["items"]:
         assert (await author.get(f"/configs/{entry['name']}")).status_code == 200
+
+
+Beside = Callable[[], Awaitable[None]]
+
+
+def before_it_purges(monkeypatch: pytest.MonkeyPatch, beside: Beside) -> None:
+    """What happens once in the middle of a purge, when it has seen that no head names the texts."""
+    refuse, waiting = Purges._refuse_held, [beside]
+
+    async def refuse_held(self: Purges, *asked: Any) -> None:
+        await refuse(self, *asked)
+        if waiting:
+            await waiting.pop()()
+
+    monkeypatch.setattr(Purges, "_refuse_held", refuse_held)
+
+
+async def test_somebody_else_who_asks_for_the_same_waits_and_undoes_nothing(
+    author: Author, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = await leak(author)
+    asked = {"digests": [gone]} | WHY
+
+    async def beside() -> None:
+        problem(await author.ask("POST", PURGES, json=asked), 409, "contended")
+        problem(await author.put("again", SECRET), 409, "conflict")
+
+    before_it_purges(monkeypatch, beside)
+    good(await author.ask("POST", PURGES, json=asked), 201)
+    assert good(await author.ask("POST", PURGES, json=asked), 200)["already"] == [gone]
+
+
+async def test_no_head_names_a_purged_text_when_others_ask_for_it_and_give_up(
+    author: Author, sql: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first takes very long. Another takes its place and gives up, somebody publishes the text, and one more asks."""
+    gone = unspell(await leak(author))
+
+    async def beside() -> None:
+        await sql.execute("update registry.purged set at = at - interval '2 minutes'")
+        for ask in (uuid4(), uuid4()):
+            assert await sql.fetchval("select registry.ask_purge('shop', array[$1::bytea], $2)", gone, ask)
+            await sql.execute("select registry.cancel_purge('shop', array[$1::bytea], $2)", gone, uuid4())
+            problem(await author.put("again", SECRET), 409, "conflict")
+            await sql.execute("select registry.cancel_purge('shop', array[$1::bytea], $2)", gone, ask)
+        good(await author.put("again", SECRET), 201)
+        assert await sql.fetchval("select registry.ask_purge('shop', array[$1::bytea], $2)", gone, uuid4())
+
+    before_it_purges(monkeypatch, beside)
+    problem(await author.ask("POST", PURGES, json={"digests": [spell(gone)]} | WHY), 409, "contended")
+    assert (await author.get("/configs/again")).json() == SECRET
+
+
+async def test_purges_of_the_previous_release_and_of_this_one_leave_each_other_alone(
+    author: Author, sql: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its marks are nobody's. It may give up, and ask, whenever it likes."""
+    gone = unspell(await leak(author))
+
+    async def beside() -> None:
+        await sql.execute("select registry.cancel_purge('shop', array[$1::bytea])", gone)
+        problem(await author.put("again", SECRET), 409, "conflict")
+        await sql.execute("select registry.ask_purge('shop', array[$1::bytea])", gone)
+
+    await sql.execute("select registry.ask_purge('shop', array[$1::bytea])", gone)
+    problem(await author.ask("POST", PURGES, json={"digests": [spell(gone)]} | WHY), 409, "contended")
+    assert await sql.fetchval("select count(*) from registry.purged") == 1
+    await sql.execute("select registry.cancel_purge('shop', array[$1::bytea])", gone)
+    before_it_purges(monkeypatch, beside)
+    good(await author.ask("POST", PURGES, json={"digests": [spell(gone)]} | WHY), 201)
 
 
 async def test_purge_is_undone_when_it_was_given_up_half_way(author: Author, sql: Any) -> None:

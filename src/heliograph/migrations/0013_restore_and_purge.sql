@@ -109,4 +109,105 @@ begin
     return v_back;
 end $$;
 
+-- Who asks for the purge of a text. That no head names it holds as long as the mark of one and the same ask stands: only that ask's own purge goes by
+-- it, and nobody else takes it back. Null: an earlier release's, which does not tell one from the other.
+alter table registry.purged add column ask uuid;
+
+-- From now on nothing new may refer to them. Called before it is known whether something does. False: somebody else asked for one of them within
+-- the last minute, and nothing was changed. Who asked before that loses it, should their purge still go on.
+create function registry.ask_purge(p_namespace text, p_digests bytea[], p_ask uuid) returns boolean
+language plpgsql security definer set search_path = '' as $$
+begin
+    perform from registry.namespace n where n.name = p_namespace for no key update;  -- one at a time
+    if exists (select from registry.purged p where p.namespace = p_namespace and p.digest = any(p_digests)
+                  and p.purge is null and p.at > clock_timestamp() - interval '1 minute') then
+        return false;
+    end if;
+    insert into registry.purged as p (namespace, digest, ask, at)
+        select p_namespace, d, p_ask, clock_timestamp() from unnest(p_digests) d order by d
+        on conflict (namespace, digest) do update set ask = excluded.ask, at = excluded.at where p.purge is null;
+    return true;
+end $$;
+
+create function registry.cancel_purge(p_namespace text, p_digests bytea[], p_ask uuid) returns void
+language sql security definer set search_path = '' as $$
+    delete from registry.purged p
+     where p.namespace = p_namespace and p.digest = any(p_digests) and p.purge is null and p.ask is not distinct from p_ask
+$$;
+
+-- As in 0007, for an ask. False: it was not asked for, or too long ago, or somebody else has asked since; nothing was changed.
+create function registry.purge_objects(
+    p_namespace  text,
+    p_digests    bytea[],
+    p_tombstone  bytea,
+    p_at         timestamptz,
+    p_actor      text,
+    p_reason     text,
+    p_order      text,
+    p_statement  text,
+    p_signatures text,
+    p_shards     int[],                           -- ascending
+    p_event      bytea,
+    p_trace      text,
+    p_ask        uuid
+) returns boolean language plpgsql security definer set search_path = '' as $$
+declare
+    v_purge bigint;
+    v_shard int;
+begin
+    perform set_config('heliograph.erasing', 'yes', true);
+    perform from registry.purged p where p.namespace = p_namespace and p.digest = any(p_digests) order by p.digest for update;
+    if cardinality(p_digests) <> (select count(*) from registry.purged p where p.namespace = p_namespace and p.digest = any(p_digests)
+                                     and p.purge is null and p.ask is not distinct from p_ask
+                                     and p.at > now() - interval '10 minutes') then
+        return false;
+    end if;
+    update registry.object o set body = p_tombstone, purged = true
+     where o.namespace = p_namespace and o.digest = any(p_digests) and o.kind in ('document', 'schema', 'message') and not o.purged;
+    insert into registry.purge (namespace, at, purged_by, reason, order_text, digests, statement, signatures)
+        values (p_namespace, p_at, p_actor, p_reason, p_order, p_digests, p_statement, p_signatures) returning id into v_purge;
+    update registry.purged p set purge = v_purge, ask = null, at = clock_timestamp() where p.namespace = p_namespace and p.digest = any(p_digests);
+    insert into registry.audit (namespace, actor, action, detail)
+        values (p_namespace, p_actor, 'object.purge',
+                jsonb_build_object('purge', v_purge, 'reason', p_reason, 'order', p_order, 'statement', p_statement,
+                                   'signatures', p_signatures::jsonb));
+    foreach v_shard in array p_shards loop
+        perform eventlog.append_event(v_shard, p_namespace, p_event, p_trace);
+    end loop;
+    return true;
+end $$;
+
+-- As the previous release calls them.
+create or replace function registry.ask_purge(p_namespace text, p_digests bytea[]) returns void
+language sql security definer set search_path = '' as $$
+    select registry.ask_purge(p_namespace, p_digests, null::uuid)
+$$;
+
+create or replace function registry.cancel_purge(p_namespace text, p_digests bytea[]) returns void
+language sql security definer set search_path = '' as $$
+    select registry.cancel_purge(p_namespace, p_digests, null::uuid)
+$$;
+
+create or replace function registry.purge_objects(
+    p_namespace  text,
+    p_digests    bytea[],
+    p_tombstone  bytea,
+    p_at         timestamptz,
+    p_actor      text,
+    p_reason     text,
+    p_order      text,
+    p_statement  text,
+    p_signatures text,
+    p_shards     int[],
+    p_event      bytea,
+    p_trace      text
+) returns boolean language sql security definer set search_path = '' as $$
+    select registry.purge_objects(p_namespace, p_digests, p_tombstone, p_at, p_actor, p_reason, p_order, p_statement, p_signatures, p_shards,
+                                  p_event, p_trace, null::uuid)
+$$;
+
+revoke execute on function registry.ask_purge(text, bytea[], uuid), registry.cancel_purge(text, bytea[], uuid),
+  registry.purge_objects(text, bytea[], bytea, timestamptz, text, text, text, text, text, int[], bytea, text, uuid) from public;
+grant execute on function registry.ask_purge(text, bytea[], uuid), registry.cancel_purge(text, bytea[], uuid),
+  registry.purge_objects(text, bytea[], bytea, timestamptz, text, text, text, text, text, int[], bytea, text, uuid) to heliograph_registry;
 reset role;

@@ -80,13 +80,13 @@ select environment, root, exists (select from registry.head h where h.namespace 
 select digest, kind::text as kind, purged from registry.object where namespace = $1 and digest = any($2::bytea[]);
 
 -- name: ask_purge
-select registry.ask_purge($1, $2);
+select registry.ask_purge($1, $2, $3);
 
 -- name: cancel_purge
-select registry.cancel_purge($1, $2);
+select registry.cancel_purge($1, $2, $3);
 
 -- name: purge_objects
-select registry.purge_objects($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+select registry.purge_objects($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13);
 
 -- name: purges_before
 -- Newest first.

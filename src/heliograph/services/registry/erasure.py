@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
+from uuid import UUID
 
 from heliograph.core.names import Environment, Namespace
 from heliograph.core.records import Signed
@@ -73,10 +74,11 @@ class PurgeRow:
 
 @dataclass(frozen=True, slots=True)
 class PurgeOrder:
-    """All that the purge function takes. ``shards``: where it is told, ascending."""
+    """All that the purge function takes. ``ask``: that marked the digests. ``shards``: where it is told, ascending."""
 
     namespace: Namespace
     digests: tuple[bytes, ...]
+    ask: UUID
     tombstone: bytes
     at: datetime
     by: str
@@ -184,17 +186,20 @@ class Erasure(Database):
         rows = await self._rows("kinds", namespace, list(digests))
         return {row["digest"]: (row["kind"], row["purged"]) for row in rows}
 
-    async def ask_purge(self, namespace: Namespace, digests: Iterable[bytes]) -> None:
-        await self._row("ask_purge", namespace, list(digests))
+    async def ask_purge(self, namespace: Namespace, digests: Iterable[bytes], ask: UUID) -> bool:
+        """False: somebody else asked for one of them a moment ago."""
+        return bool((await self._row("ask_purge", namespace, list(digests), ask))[0])
 
-    async def cancel_purge(self, namespace: Namespace, digests: Iterable[bytes]) -> None:
-        await self._row("cancel_purge", namespace, list(digests))
+    async def cancel_purge(self, namespace: Namespace, digests: Iterable[bytes], ask: UUID) -> None:
+        """What this ask still holds; what others ask for is left alone."""
+        await self._row("cancel_purge", namespace, list(digests), ask)
 
     async def purge(self, order: PurgeOrder) -> bool:
-        """False: it was asked for too long ago."""
+        """False: it was asked for too long ago, or somebody else has asked since."""
         values = (
             *(order.namespace, list(order.digests), order.tombstone, order.at, order.by, order.reason, order.order),
             *(order.statement.payload, signatures_text(order.statement), list(order.shards), order.event, order.trace),
+            order.ask,
         )
         return bool((await self._row("purge_objects", *values))[0])
 

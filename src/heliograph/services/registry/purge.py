@@ -6,6 +6,8 @@ The order of things makes sure that no head ever names a purged text, whoever wr
 2. every head of the namespace is signed anew, so that a version that was being made before that has to be made again, and sees it;
 3. whether a head names one of them cannot change any more: if one does, nothing is purged, and 1 is taken back;
 4. the bytes are replaced by a tombstone, in one transaction with the signed statement, the audit row and the events.
+
+What 3 found holds only while 1 does. So each purge marks the texts as its own: it takes back no other's mark, and goes by no other's in 4.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
+from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
@@ -107,13 +110,15 @@ class Purges:
         messages = any(kinds[each][0] == "message" for each in wanted)
         if not wanted:
             return Purged(None, already, messages)
-        await self._erasure.ask_purge(namespace, wanted)
+        ask = uuid4()
         try:
+            if not await self._erasure.ask_purge(namespace, wanted, ask):
+                raise Contended("somebody else purges the same text at this moment; nothing was purged, try again in a minute")
             await self._renew_heads(namespace)
             await self._refuse_held(namespace, wanted)
-            row = await self._purge(namespace, wanted, asked)
+            row = await self._purge(namespace, wanted, ask, asked)
         except BaseException:
-            await asyncio.shield(self._erasure.cancel_purge(namespace, wanted))
+            await asyncio.shield(self._erasure.cancel_purge(namespace, wanted, ask))
             raise
         self._forget(wanted)
         self._metrics.purged.inc(len(wanted))
@@ -177,7 +182,7 @@ class Purges:
             leaves = await self._objects.leaves(namespace, set(unknown[at : at + LEAVES_AT_ONCE]), keep=False)
             guilty |= {digest: _names_one(leaf, digests) for digest, leaf in leaves.items()}
 
-    async def _purge(self, namespace: Namespace, digests: tuple[bytes, ...], asked: Purging) -> PurgeRow:
+    async def _purge(self, namespace: Namespace, digests: tuple[bytes, ...], ask: UUID, asked: Purging) -> PurgeRow:
         at_us = now_us() // _MS * _MS
         statement = Purge(namespace=namespace, digests=tuple(map(spell, digests)), order=asked.order, at=to_text(at_us))
         text = statement.text()
@@ -188,6 +193,7 @@ class Purges:
         order = PurgeOrder(
             namespace=namespace,
             digests=digests,
+            ask=ask,
             tombstone=msgspec.json.encode(tomb),
             at=at,
             by=asked.by,
