@@ -126,6 +126,47 @@ async def test_what_takes_too_long_is_refused_and_the_next_is_answered(validatio
         await impatient.close()
 
 
+def greedy(patterns: int, number: int = 0) -> bytes:
+    """A small schema that takes 85 kB a pattern."""
+    return strict({"patternProperties": {f"^[a-z]{{1,900}}/{number}/{each}": {} for each in range(patterns)}})
+
+
+async def test_schema_is_not_refused_for_the_memory_that_earlier_ones_took() -> None:
+    """Each takes a twelfth of what a validator process may have."""
+    one = Validation(processes=1, limit_s=20)
+    try:
+        for number in range(15):
+            schema = greedy(1_000, number)
+            await one.schema(raw_digest("schema", schema), schema)
+    finally:
+        await one.close()
+
+
+async def test_validator_that_somebody_else_ended_is_no_fault_of_the_schema() -> None:
+    """The kernel may, for memory. The next one is asked."""
+    one = Validation(processes=1)
+    try:
+        assert not await _accepted(one, b"s", b'{"type":"string"}', b"1")
+        child = one._all[0]._child
+        assert child
+        child.kill()
+        assert not await _accepted(one, b"i", b'{"type":"integer"}', b'"1"')
+    finally:
+        await one.close()
+
+
+async def test_schema_that_needs_too_much_memory_is_refused_and_the_next_is_answered() -> None:
+    one = Validation(processes=1, limit_s=20)
+    schema = greedy(14_000)
+    try:
+        assert await _accepted(one, b"s", b'{"type":"string"}', b'"1"')
+        with pytest.raises(InvalidSchema, match="memory"):
+            await one.schema(raw_digest("schema", schema), schema)
+        assert await _accepted(one, b"i", b'{"type":"integer"}', b"1")
+    finally:
+        await one.close()
+
+
 async def test_caller_that_gives_up_leaves_no_answer_to_the_next(validation: Validation) -> None:
     asking = asyncio.create_task(
         _accepted(validation, b"a", b'{"items":{"type":"string"}}', json.dumps(list(range(100_000))).encode())
@@ -184,6 +225,15 @@ def test_process_keeps_few_schemas() -> None:
     for number in range(validator_process.KEPT + 10):
         judge.answer(validator_process.Question(b'{"maximum":%d}' % number, b"1", 1))
     assert len(judge._kept) == validator_process.KEPT
+
+
+def test_process_keeps_few_bytes_of_schemas_and_always_the_last() -> None:
+    judge = validator_process.Judge()
+    for size in [validator_process.KEPT_BYTES // 3] * 5 + [validator_process.KEPT_BYTES * 2, 1000]:
+        schema = json.dumps({"title": "x" * size, "maximum": 1}).encode()
+        judge.answer(validator_process.Question(schema, b"1", 1))
+        assert [*judge._kept][-1] == schema
+        assert len(judge._kept) == 1 or sum(map(len, judge._kept)) <= validator_process.KEPT_BYTES
 
 
 def test_cache_forgets_what_was_used_longest_ago() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -30,6 +31,8 @@ LIGHT_PRODUCT: Final = 1 << 26
 """Bytes of schema times bytes of document: with the worst of schemas some 50 ms, with usual ones far below one."""
 CACHE_BYTES: Final = 32 << 20
 QUEUE_S: Final = 5.0
+_TOO_LONG: Final = -signal.SIGALRM
+"""How a validator process ends by its own alarm."""
 _MODULE: Final = "heliograph.services.registry.validator_process"
 
 
@@ -101,22 +104,32 @@ class Validation:
 
 
 class _Process:
-    """One validator process; started when it is needed, and again when it has ended."""
+    """One validator process; started when it is needed, and again when it has ended. ``_used``: it has answered before."""
 
     def __init__(self) -> None:
         self._child: Child | None = None
+        self._used = False
 
     async def start(self) -> Child:
         if self._child is None or self._child.returncode is not None:
             env = {"PYTHONPATH": os.pathsep.join(sys.path)}  # none of the registry's own settings
             try:
-                self._child = await start(sys.executable, "-m", _MODULE, stdin=PIPE, stdout=PIPE, env=env)
+                self._child, self._used = await start(sys.executable, "-m", _MODULE, stdin=PIPE, stdout=PIPE, env=env), False
             except OSError as error:
                 raise Overloaded(f"no process to validate in: {error.strerror}", retry_after=QUEUE_S) from None
         return self._child
 
     async def ask(self, question: Question) -> Verdict | None:
-        """None when it ended over this question."""
+        """None when it ended over this question. Not when it may have lacked the memory that earlier ones took, or somebody else ended it: then a new
+        one is asked."""
+        used = self._used
+        said = await self._answer(question)
+        if isinstance(said, int) and used and said != _TOO_LONG:
+            said = await self._answer(question)
+        return said if isinstance(said, Verdict) else None
+
+    async def _answer(self, question: Question) -> Verdict | int:
+        """Or its return code, when it ended over this question."""
         try:
             child = await self.start()
             message = msgspec.msgpack.encode(question)
@@ -124,16 +137,22 @@ class _Process:
                 child.stdin.write(len(message).to_bytes(4, "big") + message)
                 await child.stdin.drain()
                 size = await child.stdout.readexactly(4)
-                return msgspec.msgpack.decode(await child.stdout.readexactly(int.from_bytes(size, "big")), type=Verdict)
-        except (asyncio.IncompleteReadError, TimeoutError, OSError):
+                verdict = msgspec.msgpack.decode(await child.stdout.readexactly(int.from_bytes(size, "big")), type=Verdict)
+        except TimeoutError:
             await self.end()
-            return None
+            return _TOO_LONG
+        except (asyncio.IncompleteReadError, OSError):
+            return await self.end()
         except asyncio.CancelledError:  # an answer may still come: it must not become the next question's
             await self.end()
             raise
+        self._used = True
+        return verdict
 
-    async def end(self) -> None:
+    async def end(self) -> int:
+        """Its return code, 0 if there was none."""
         child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            await child.wait()
+        if child is None:
+            return 0
+        child.kill()
+        return await child.wait()

@@ -25,6 +25,7 @@ from heliograph.services.registry.schemas import Validator, check, compiled
 
 MEMORY: Final = 1 << 30  # bytes; the trees of faults that a hostile schema grows are the reason
 KEPT: Final = 64  # compiled schemas
+KEPT_BYTES: Final = 2 << 20  # of their texts: in memory usual ones are 20 to 100 times as large, many patterns 350 times
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -59,12 +60,18 @@ class Judge:
 
     def _validator(self, text: bytes) -> tuple[Validator, float]:
         if text not in self._kept:
+            self._make_room(len(text))
             started = time.perf_counter()
             self._kept[text] = compiled(json.loads(text)), time.perf_counter() - started
         self._kept.move_to_end(text)
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
         return self._kept[text]
+
+    def _make_room(self, size: int) -> None:
+        """Before the next one is compiled: what is kept must not be what it lacks memory for."""
+        held = sum(map(len, self._kept))
+        while self._kept and (len(self._kept) >= KEPT or held + size > KEPT_BYTES):
+            text, _ = self._kept.popitem(last=False)
+            held -= len(text)
 
 
 def write(out: BinaryIO, message: bytes) -> None:
