@@ -121,18 +121,18 @@ class Region:
 
     def renew(self) -> None:
         self._signed_us += 1000
-        self._tell(HeadEvent(namespace=NAMESPACE, environment=ENVIRONMENT, head=self.head()))
+        self.tell(HeadEvent(namespace=NAMESPACE, environment=ENVIRONMENT, head=self.head()))
 
     def delete(self) -> None:
         self.there = False
-        self._tell(DeletedEvent(namespace=NAMESPACE, environment=ENVIRONMENT, at_us=START_US, erase_at_us=START_US + 10**12))
+        self.tell(DeletedEvent(namespace=NAMESPACE, environment=ENVIRONMENT, at_us=START_US, erase_at_us=START_US + 10**12))
 
     def restore(self) -> None:
         self.there = True
         self.renew()
 
     def purge(self) -> None:
-        self._tell(PurgeEvent(namespace=NAMESPACE, digests=(), at_us=START_US))
+        self.tell(PurgeEvent(namespace=NAMESPACE, digests=(), at_us=START_US))
 
     def head(self) -> Signed:
         return self.authority.head(safe=min(self.safe, self.authority.latest.version.number), later_us=self._signed_us)
@@ -147,7 +147,7 @@ class Region:
             else ChangedConfig(name=name, leaf=None)
             for name, entry in sorted(delta.diff(before, commit.content).items())
         )
-        self._tell(
+        self.tell(
             VersionEvent(
                 namespace=NAMESPACE, environment=ENVIRONMENT, epoch=version.epoch, number=version.number, version=commit.signed,
                 head=self.head(), changes=changes, received_at_us=START_US, answer=answer,
@@ -155,7 +155,8 @@ class Region:
         )  # fmt: skip
         return commit
 
-    def _tell(self, event: FromRegistry) -> None:
+    def tell(self, event: FromRegistry) -> None:
+        """Into the log."""
         position = len(self.log) + 1
         self.log.append(
             Record(

@@ -46,7 +46,7 @@ log = structlog.get_logger()
 LOADS_AT_ONCE: Final = 4
 _decode = msgspec.json.Decoder(FromRegistry).decode
 Revoked = Callable[[tuple[str, ...]], None]
-_POISON: Final = (HeliographError, msgspec.DecodeError, KeyError, ValueError, RecursionError)
+_POISON: Final = (HeliographError, msgspec.DecodeError, KeyError, ValueError, OverflowError, RecursionError)
 """What a record or a state can make our own code raise. It costs its environment, never the node."""
 
 
@@ -142,17 +142,33 @@ class Follower:
         except (msgspec.DecodeError, RecursionError):
             await self._letters.set_aside(record, "the event cannot be read", 1)
             return
+        try:
+            await self._apply(record, event)
+        except _POISON as error:
+            self._misfit(record, event, error)
+
+    async def _apply(self, record: Record, event: FromRegistry) -> None:
         match event:
             case RevokedEvent(tokens=tokens):
                 self._revoked(tokens)
             case HeadEvent():
-                self._take_head(record, event)
+                self._renew(event)
             case VersionEvent():
                 await self._advance(record, event)
             case DeletedEvent():
                 self._remove(event)
             case PurgeEvent(namespace=namespace):
                 self._hub.forget_past(namespace)
+
+    def _misfit(self, record: Record, event: FromRegistry, error: Exception) -> None:
+        """Every node reads this record: it must not end one. The registry says what is true of its environment."""
+        kind, reason = type(event).__name__, type(error).__name__
+        if isinstance(event, RevokedEvent | PurgeEvent):
+            log.error("event_does_not_fit", kind=kind, error=reason)
+            return
+        where = event.namespace, event.environment
+        log.warning("event_does_not_fit", kind=kind, namespace=where[0], environment=where[1], error=reason)
+        self._mend(*where, record)
 
     def _remove(self, event: DeletedEvent) -> None:
         """What is being read of it was read before this. Should it have been restored since, its next head brings it back."""
@@ -163,15 +179,6 @@ class Follower:
         self._hub.no_environment(
             event.namespace, event.environment, f"the environment {where} was deleted; it can be restored until {until}"
         )
-
-    def _take_head(self, record: Record, event: HeadEvent) -> None:
-        try:
-            self._renew(event)
-        except _POISON as error:
-            log.warning(
-                "head_does_not_fit", namespace=event.namespace, environment=event.environment, error=type(error).__name__
-            )
-            self._mend(event.namespace, event.environment, record)
 
     def _renew(self, event: HeadEvent) -> None:
         key = (event.namespace, event.environment)
@@ -203,14 +210,7 @@ class Follower:
         ):
             self._mend(event.namespace, event.environment, record)
             return
-        try:
-            await self._commit(environment, event)
-        except _POISON as error:
-            log.warning(
-                "event_does_not_fit", namespace=event.namespace, environment=event.environment, error=type(error).__name__
-            )
-            self._mend(event.namespace, event.environment, record)
-            return
+        await self._commit(environment, event)
         self._moved[environment] = None
 
     async def _commit(self, environment: Environment, event: VersionEvent) -> None:
