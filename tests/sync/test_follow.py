@@ -11,6 +11,7 @@ from tests.sync.in_memory import ENVIRONMENT, NAMESPACE, Node, Region, StillLoop
 from heliograph.core.events import DeletedEvent, HeadEvent, VersionEvent
 from heliograph.core.records import Cursor, Signed
 from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.registry import State
 
 UNREADABLE = Signed(payload="no record", signatures=())
 
@@ -86,4 +87,41 @@ def test_a_record_that_cannot_be_applied_costs_its_environment_and_never_the_nod
     region.publish({"search": 1}, "soon")
     follow(node)
     node.loop.pass_time(10)
+    assert cursor(node) == region.authority.latest.cursor
+
+
+# --- histories that began anew ---
+
+
+@pytest.fixture
+def lost(region: Region, node: Node) -> State:
+    """The node is at 4 of epoch 1; a fail-over keeps two versions, and the one that says so is not heard of yet. What was the state before."""
+    for number in (1, 2):
+        region.publish({"search": number}, "soon")
+    follow(node)
+    before = node.loop.play(region.state(NAMESPACE, ENVIRONMENT))
+    region.recover(3)
+    return before
+
+
+def test_an_answer_from_before_a_fail_over_is_not_taken_for_the_newest(
+    lost: State, region: Region, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recovery's number is below that of what was lost."""
+    now, answers = region.state, iter([lost])
+
+    async def state(*where: str) -> State:
+        return next(answers, None) or await now(*where)
+
+    monkeypatch.setattr(region, "state", state)
+    follow(node)
+    node.loop.pass_time(10)
+    assert cursor(node) == region.authority.latest.cursor
+
+
+@pytest.mark.usefixtures("lost")
+def test_a_head_of_a_later_epoch_brings_a_node_that_missed_the_recovery(region: Region, node: Node) -> None:
+    node.tail.at += 1  # without a gap that would tell
+    region.renew()
+    follow(node)
     assert cursor(node) == region.authority.latest.cursor

@@ -35,7 +35,7 @@ from heliograph.core.times import to_text
 from heliograph.eventlog.ports import Gap, Marks, Reader, Record
 from heliograph.runtime.clock import now_us
 from heliograph.runtime.retry import attempts, until_available
-from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.environment import Environment, is_beyond
 from heliograph.services.sync.hub import Hub
 from heliograph.services.sync.registry import Registry, State
 from heliograph.services.sync.settings import SyncSettings
@@ -183,7 +183,7 @@ class Follower:
     def _renew(self, event: HeadEvent) -> None:
         key = (event.namespace, event.environment)
         room = self._hub.room(*key)
-        behind = room is None or Head.read(event.head.payload).number > room.environment.cursor.number
+        behind = room is None or is_beyond(Head.read(event.head.payload).cursor, room.environment.cursor)
         if behind:
             self._mend(*key, None)
         if event.replay and (mend := self._mending.get(key)):
@@ -303,8 +303,8 @@ class Follower:
         room = self._hub.room(namespace, name)
         if record is None or room is None:
             return False
-        event = _decode(record.body)
-        return isinstance(event, VersionEvent) and room.environment.cursor.number < event.number
+        event, at = _decode(record.body), room.environment.cursor
+        return isinstance(event, VersionEvent) and (event.epoch, event.number) > (at.epoch, at.number)
 
     async def _find_new(self, shard: int) -> None:
         async for each in self._registry.heads():
