@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.sync.in_memory import ENVIRONMENT, NAMESPACE, Node, Region, StillLoop
 
+from heliograph.core.errors import NotFound
 from heliograph.core.events import DeletedEvent, HeadEvent, VersionEvent
 from heliograph.core.records import Cursor, Signed
 from heliograph.services.sync.environment import Environment
@@ -125,3 +126,24 @@ def test_a_head_of_a_later_epoch_brings_a_node_that_missed_the_recovery(region: 
     region.renew()
     follow(node)
     assert cursor(node) == region.authority.latest.cursor
+
+
+# --- environments that are asked for ---
+
+
+def test_who_asks_in_the_turn_in_which_the_answer_comes_is_answered_too(
+    region: Region, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry has answered the first one, and what asked it has not been cleared away yet."""
+    told, asking = node.hub.no_environment, []
+
+    def no_environment(*arguments: str) -> None:
+        told(*arguments)
+        if len(asking) == 1:  # this is its next step, in the same turn as the end of the mend
+            asking.append(node.loop.create_task(node.hub.find(NAMESPACE, "nowhere")))
+
+    monkeypatch.setattr(node.hub, "no_environment", no_environment)
+    region.there = False
+    asking.append(node.loop.create_task(node.hub.find(NAMESPACE, "nowhere")))
+    node.loop.turn()
+    assert [type(each.exception()) for each in asking if each.done()] == [NotFound, NotFound]

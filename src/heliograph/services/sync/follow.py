@@ -186,7 +186,7 @@ class Follower:
         behind = room is None or is_beyond(Head.read(event.head.payload).cursor, room.environment.cursor)
         if behind:
             self._mend(*key, None)
-        if event.replay and (mend := self._mending.get(key)):
+        if event.replay and (mend := self._being_mended(key)):
             mend.replays.update(event.replay.letters)
         if not behind and room and room.environment.renew(event.head):
             self._hub.renewed(room.environment)
@@ -206,7 +206,7 @@ class Follower:
         if (
             event.number != environment.cursor.number + 1
             or event.partial
-            or (event.namespace, event.environment) in self._mending
+            or self._being_mended((event.namespace, event.environment))
         ):
             self._mend(event.namespace, event.environment, record)
             return
@@ -244,17 +244,22 @@ class Follower:
 
     def _mend(self, namespace: str, environment: str, record: Record | None) -> None:
         """One at a time for each environment; what is being read may have been read before this was committed, so it is read again then."""
-        if mend := self._mending.get((namespace, environment)):
+        if mend := self._being_mended((namespace, environment)):
             mend.record = record or mend.record
             mend.again = True
         else:
             self._start((namespace, environment), Mend(record), partial(self._reload_until_right, namespace, environment))
 
     def _start(self, key: tuple[str, str], mend: Mend, work: Callable[[Mend], Coroutine[Any, Any, None]]) -> None:
-        if key not in self._mending:
+        if self._being_mended(key) is None:
             self._mending[key] = mend
             mend.task = asyncio.create_task(work(mend))
             mend.task.add_done_callback(partial(self._mended, key, mend))
+
+    def _being_mended(self, key: tuple[str, str]) -> Mend | None:
+        """One whose task has ended, and is cleared away later in this turn of the loop, will not look again: whoever comes now needs another."""
+        mend = self._mending.get(key)
+        return None if mend is None or (mend.task and mend.task.done()) else mend
 
     def _mended(self, key: tuple[str, str], mend: Mend, task: asyncio.Task[None]) -> None:
         if self._mending.get(key) is mend:
