@@ -96,21 +96,34 @@ async def _turns(times: int) -> None:
 
 
 class Region:
-    """One environment: its registry, its log, its ledger. ``truth``: every version that ever was, also of a lost tail."""
+    """One environment: its registry, its log, its ledger. ``truth``: every version that ever was, also of a lost tail. ``prompt``: whether the
+    registry answers who asks for a document; ``fault``: what it answers then, instead of the text."""
 
-    def __init__(self) -> None:
-        self.authority = Authority(namespace=NAMESPACE, environment=ENVIRONMENT)
+    def __init__(self, environment: str = ENVIRONMENT) -> None:
+        self.environment = environment
+        self.authority = Authority(namespace=NAMESPACE, environment=environment)
         self.truth: dict[str, Commit] = {self.authority.latest.id: self.authority.latest}
         self.log: list[Record] = []
         self.ledger = Batch()
+        self.beside: dict[str, Region] = {}
         self.there = True
+        self.prompt = asyncio.Event()
+        self.prompt.set()
+        self.fault: Exception | None = None
         self.safe = 1
         self._signed_us = 0
 
     # --- what the registry does ---
 
-    def publish(self, documents: Mapping[str, Any], answer: frames.Answer) -> Commit:
-        return self._committed(self.authority.publish(documents), answer)
+    def another(self, environment: str) -> Region:
+        """Of the same registry, in the same log."""
+        made = self.beside[environment] = Region(environment)
+        made.log = self.log
+        return made
+
+    def publish(self, documents: Mapping[str, Any], answer: frames.Answer, *, large: bool = False) -> Commit:
+        """``large``: too much for an event, so that readers of the log ask for the documents."""
+        return self._committed(self.authority.publish(documents), answer, large=large)
 
     def roll_back(self, number: int) -> Commit:
         return self._committed(self.authority.roll_back(number), "soon")
@@ -121,11 +134,13 @@ class Region:
 
     def renew(self) -> None:
         self._signed_us += 1000
-        self.tell(HeadEvent(namespace=NAMESPACE, environment=ENVIRONMENT, head=self.head()))
+        self.tell(HeadEvent(namespace=NAMESPACE, environment=self.environment, head=self.head()))
 
     def delete(self) -> None:
         self.there = False
-        self.tell(DeletedEvent(namespace=NAMESPACE, environment=ENVIRONMENT, at_us=START_US, erase_at_us=START_US + 10**12))
+        self.tell(
+            DeletedEvent(namespace=NAMESPACE, environment=self.environment, at_us=START_US, erase_at_us=START_US + 10**12)
+        )
 
     def restore(self) -> None:
         self.there = True
@@ -137,19 +152,19 @@ class Region:
     def head(self) -> Signed:
         return self.authority.head(safe=min(self.safe, self.authority.latest.version.number), later_us=self._signed_us)
 
-    def _committed(self, commit: Commit, answer: frames.Answer) -> Commit:
+    def _committed(self, commit: Commit, answer: frames.Answer, *, large: bool = False) -> Commit:
         self.truth[commit.id] = commit
         version = commit.version
         before = self.authority.at(version.number - 1).content
         changes = tuple(
-            ChangedConfig(name=name, leaf=entry.leaf, document=entry.document.decode())
+            ChangedConfig(name=name, leaf=entry.leaf, document=None if large else entry.document.decode())
             if entry
             else ChangedConfig(name=name, leaf=None)
             for name, entry in sorted(delta.diff(before, commit.content).items())
         )
         self.tell(
             VersionEvent(
-                namespace=NAMESPACE, environment=ENVIRONMENT, epoch=version.epoch, number=version.number, version=commit.signed,
+                namespace=NAMESPACE, environment=self.environment, epoch=version.epoch, number=version.number, version=commit.signed,
                 head=self.head(), changes=changes, received_at_us=START_US, answer=answer,
             )
         )  # fmt: skip
@@ -160,14 +175,16 @@ class Region:
         position = len(self.log) + 1
         self.log.append(
             Record(
-                stream=Stream.VERSIONS, shard=shard_of(NAMESPACE, ENVIRONMENT), timeline=1, position=position,
-                key=f"{NAMESPACE}/{ENVIRONMENT}", body=_encode(event), committed_at_us=START_US, mark=position,
+                stream=Stream.VERSIONS, shard=shard_of(NAMESPACE, self.environment), timeline=1, position=position,
+                key=f"{NAMESPACE}/{self.environment}", body=_encode(event), committed_at_us=START_US, mark=position,
             )
         )  # fmt: skip
 
     # --- what it answers; as `services.sync.registry.Registry` ---
 
     async def state(self, namespace: str, environment: str) -> State:
+        if environment in self.beside:
+            return await self.beside[environment].state(namespace, environment)
         if not self.there:
             raise NotFound(f"there is no environment {namespace}/{environment}")
         latest = self.authority.latest
@@ -177,9 +194,23 @@ class Region:
         await asyncio.sleep(0)  # what is told meanwhile is newer than this
         return answer
 
+    async def document(self, namespace: str, wanted: str) -> bytes:
+        await self.prompt.wait()
+        await asyncio.sleep(0)
+        if self.fault:
+            raise self.fault
+        for commit in self.truth.values():
+            for entry in commit.content.values():
+                if self.there and delta.read_leaf(entry.leaf).document == wanted:
+                    return entry.document
+        raise NotFound(f"there is no document {wanted} in {namespace}")
+
     async def heads(self) -> AsyncIterator[CurrentHead]:
         if self.there:
-            yield CurrentHead(NAMESPACE, ENVIRONMENT, self.head(), self.authority.latest.signed)
+            yield CurrentHead(NAMESPACE, self.environment, self.head(), self.authority.latest.signed)
+        for each in self.beside.values():
+            async for head in each.heads():
+                yield head
 
     # --- the ledger ---
 

@@ -1,9 +1,10 @@
 """Ordering and exactly-once, proved by trying to break them: Hypothesis plays authors, network, log, nodes and applications, with everything of
 Heliograph that decides between an author's commit and an application's callback in the middle, for real.
 
-What can happen: publishes, roll-backs, purges, deletion and restoration of the environment, fail-overs that lose a tail; nodes that lag, miss
-records, drain and die; connections cut anywhere, also between the parts of a snapshot, whose node sees the end late and goes on reading; clients
-that read slowly, or hop between nodes; a log of receipts that fails before or after it has stored them; applications that are slow or reject.
+What can happen: publishes, some of them too large for the log, roll-backs, purges, deletion and restoration of the environment, fail-overs that
+lose a tail; a registry that is slow to give documents; nodes that lag, miss records, drain and die; connections cut anywhere, also between the parts
+of a snapshot, whose node sees the end late and goes on reading; clients that read slowly, or hop between nodes; a log of receipts that fails before
+or after it has stored them; applications that are slow or reject.
 
 What must hold after every step, whatever happened:
 
@@ -75,10 +76,23 @@ class Delivery(RuleBasedStateMachine):
 
     # --- authors ---
 
-    @rule(changes=st.dictionaries(st.sampled_from(NAMES), st.none() | documents, min_size=1, max_size=3), urgent=st.booleans())
-    def publish(self, changes: dict[str, Any], urgent: bool) -> None:
+    @rule(
+        changes=st.dictionaries(st.sampled_from(NAMES), st.none() | documents, min_size=1, max_size=3),
+        urgent=st.booleans(),
+        large=st.booleans(),
+    )
+    def publish(self, changes: dict[str, Any], urgent: bool, large: bool) -> None:
         if self.region.there:
-            self.region.publish({name: LONG.get(value, value) for name, value in changes.items()}, "now" if urgent else "soon")
+            told = {name: LONG.get(value, value) for name, value in changes.items()}
+            self.region.publish(told, "now" if urgent else "soon", large=large)
+
+    @rule(prompt=st.booleans())
+    def registry_gives_documents(self, prompt: bool) -> None:
+        if prompt:
+            self.region.prompt.set()
+        else:
+            self.region.prompt.clear()
+        self.loop.turn(2)
 
     @rule(by=clients)
     def publish_what_one_rejects(self, by: int) -> None:
@@ -291,6 +305,7 @@ class Delivery(RuleBasedStateMachine):
             self.stack.close()
 
     def become_quiet(self) -> None:
+        self.region.prompt.set()
         if not self.region.there:
             self.region.restore()
         for rejected in self.rejects:

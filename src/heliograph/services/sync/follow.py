@@ -4,6 +4,9 @@ Start: note the end of the log, load every environment from the registry, then c
 what is there already is dropped, and on a gap (or anything that does not add up) the environment is read from the registry again. An environment
 that cannot be brought forward is quarantined: its event goes to the dead letters, it is tried again with backoff, and all others go on. An operator's
 replay of such a letter is one more try; when that fails too, the letter is told so.
+
+A version that is large is in the log without its documents. While they are fetched, what the log tells of that environment waits, in order; nothing
+else does, and neither does its deletion.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 LOADS_AT_ONCE: Final = 4
+MAX_WAITING: Final = 16 * 1024 * 1024
+"""Bytes of records that wait for documents, of all environments. An environment for which there is no room is read whole instead."""
 _decode = msgspec.json.Decoder(FromRegistry).decode
 Revoked = Callable[[tuple[str, ...]], None]
 _POISON: Final = (HeliographError, msgspec.DecodeError, KeyError, ValueError, OverflowError, RecursionError)
@@ -73,6 +78,16 @@ class Mend:
     task: asyncio.Task[None] | None = None
 
 
+@dataclass(slots=True)
+class Line:
+    """The records of an environment that wait, in the order of the log: the first one's documents are being fetched. ``read_us``: when the last of
+    them came."""
+
+    task: asyncio.Task[VersionEvent]
+    records: list[tuple[Record, FromRegistry]] = field(default_factory=list)
+    read_us: int = 0
+
+
 class Follower:
     def __init__(
         self,
@@ -94,6 +109,8 @@ class Follower:
         self._revoked = revoked
         self._shards = SHARDS
         self._mending: dict[tuple[str, str], Mend] = {}
+        self._lines: dict[tuple[str, str], Line] = {}  # of environments that are not being mended
+        self._waiting = 0  # bytes of their records
         self._moved: dict[Environment, None] = {}  # by the batch in hand
         hub.look_for = self._seek
 
@@ -121,11 +138,14 @@ class Follower:
             await self.close()
 
     async def close(self) -> None:
-        """Ends what is still being mended."""
-        mending = [each.task for each in self._mending.values() if each.task]
-        for task in mending:
+        """Ends what is still being mended or fetched."""
+        tasks: list[asyncio.Task[Any]] = [each.task for each in self._mending.values() if each.task]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*mending, return_exceptions=True)
+        for key, line in list(self._lines.items()):
+            tasks.append(line.task)
+            self._leave_line(key)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- records ---
 
@@ -142,25 +162,32 @@ class Follower:
         except (msgspec.DecodeError, RecursionError):
             await self._letters.set_aside(record, "the event cannot be read", 1)
             return
+        lines = self._lines_of(event)
+        if not lines or isinstance(event, PurgeEvent):
+            self._hear(record, event)
+        for key in lines:
+            self._wait(key, record, event)
+
+    def _hear(self, record: Record, event: FromRegistry) -> None:
         try:
-            await self._apply(record, event)
+            self._apply(record, event)
         except _POISON as error:
             self._misfit(record, event, error)
 
-    async def _apply(self, record: Record, event: FromRegistry) -> None:
+    def _apply(self, record: Record, event: FromRegistry) -> None:
         match event:
             case RevokedEvent(tokens=tokens):
                 self._revoked(tokens)
             case HeadEvent():
                 self._renew(event)
             case VersionEvent():
-                await self._advance(record, event)
+                self._advance(record, event)
             case DeletedEvent():
                 self._remove(event)
             case PurgeEvent(namespace=namespace):
                 self._hub.forget_past(namespace)
 
-    def _misfit(self, record: Record, event: FromRegistry, error: Exception) -> None:
+    def _misfit(self, record: Record, event: FromRegistry, error: BaseException) -> None:
         """Every node reads this record: it must not end one. The registry says what is true of its environment."""
         kind, reason = type(event).__name__, type(error).__name__
         if isinstance(event, RevokedEvent | PurgeEvent):
@@ -173,6 +200,7 @@ class Follower:
     def _remove(self, event: DeletedEvent) -> None:
         """What is being read of it was read before this. Should it have been restored since, its next head brings it back."""
         key = (event.namespace, event.environment)
+        self._leave_line(key)
         if (mend := self._mending.pop(key, None)) and mend.task:
             mend.task.cancel()
         where, until = f"{event.namespace}/{event.environment}", to_text(event.erase_at_us)
@@ -193,7 +221,7 @@ class Follower:
         if room and event.replay and event.replay.push:
             self._hub.push_again(room.environment, event.trace)
 
-    async def _advance(self, record: Record, event: VersionEvent) -> None:
+    def _advance(self, record: Record, event: VersionEvent) -> None:
         room = self._hub.room(event.namespace, event.environment)
         if room is None:
             self._mend(event.namespace, event.environment, record)
@@ -210,21 +238,77 @@ class Follower:
         ):
             self._mend(event.namespace, event.environment, record)
             return
-        await self._commit(environment, event)
+        if any(_lacks_document(each) for each in event.changes):
+            self._open_line(record, event)
+            return
+        changes = {each.name: _entry(each) for each in event.changes}
+        environment.commit(event.head, event.version, changes, answer=event.answer, trace=event.trace)
         self._moved[environment] = None
 
-    async def _commit(self, environment: Environment, event: VersionEvent) -> None:
-        changes = {each.name: await self._entry(event.namespace, each) for each in event.changes}
-        environment.commit(event.head, event.version, changes, answer=event.answer, trace=event.trace)
+    # --- versions without their documents ---
 
-    async def _entry(self, namespace: str, change: ChangedConfig) -> Entry | None:
-        if change.leaf is None:
-            return None
-        document = change.document
-        if document is None:
-            wanted = read_leaf(change.leaf).document
-            return Entry(change.leaf, await self._registry.document(namespace, wanted))
-        return Entry(change.leaf, document.encode())
+    def _lines_of(self, event: FromRegistry) -> list[tuple[str, str]]:
+        """Where it has to wait. A purge need not, and is told again in its turn: what is being fetched may be what it purges."""
+        match event:
+            case VersionEvent(namespace=namespace, environment=name) | HeadEvent(namespace=namespace, environment=name):
+                return [(namespace, name)] if (namespace, name) in self._lines else []
+            case PurgeEvent(namespace=namespace):
+                return [key for key in self._lines if key[0] == namespace]
+            case _:
+                return []
+
+    def _open_line(self, record: Record, event: VersionEvent) -> None:
+        key = (event.namespace, event.environment)
+        line = self._lines[key] = Line(asyncio.create_task(self._fetch(event)))
+        line.task.add_done_callback(partial(self._fetched, key, line))
+        self._wait(key, record, event)
+
+    def _wait(self, key: tuple[str, str], record: Record, event: FromRegistry) -> None:
+        line = self._lines[key]
+        line.records.append((record, event))
+        line.read_us = now_us()
+        self._waiting += len(record.body)
+        if self._waiting > MAX_WAITING:
+            self._mend(*key, None)
+
+    def _leave_line(self, key: tuple[str, str]) -> list[tuple[Record, FromRegistry]]:
+        """Those who waited, in order. What was being fetched is not wanted any more."""
+        line = self._lines.pop(key, None)
+        if line is None:
+            return []
+        line.task.cancel()
+        self._waiting -= sum(len(record.body) for record, _ in line.records)
+        return line.records
+
+    async def _fetch(self, event: VersionEvent) -> VersionEvent:
+        """The same with all of its documents."""
+        changes = [await self._whole(event.namespace, each) for each in event.changes]
+        return msgspec.structs.replace(event, changes=tuple(changes))
+
+    async def _whole(self, namespace: str, change: ChangedConfig) -> ChangedConfig:
+        if change.leaf is None or change.document is not None:
+            return change
+        document = await self._registry.document(namespace, read_leaf(change.leaf).document)
+        return msgspec.structs.replace(change, document=document.decode())
+
+    def _fetched(self, key: tuple[str, str], line: Line, task: asyncio.Task[VersionEvent]) -> None:
+        """It is applied, and so are those behind it, up to the next one that lacks documents. When they cannot be had, the environment is read."""
+        if task.cancelled():
+            return
+        error = task.exception()  # whatever it is: asked for, so that the loop does not complain of it
+        if self._lines.get(key) is not line:
+            return
+        (record, event), *waiting = self._leave_line(key)
+        if error:
+            self._misfit(record, event, error)
+        else:
+            self._hear(record, task.result())
+        for each in waiting:
+            if key in self._lines:
+                self._wait(key, *each)
+            else:
+                self._hear(*each)
+        self._send_moved(line.read_us)
 
     # --- mending ---
 
@@ -243,12 +327,16 @@ class Follower:
         self._start((namespace, environment), Mend(None), partial(self._reload_until_right, namespace, environment))
 
     def _mend(self, namespace: str, environment: str, record: Record | None) -> None:
-        """One at a time for each environment; what is being read may have been read before this was committed, so it is read again then."""
+        """One at a time for each environment; what is being read may have been read before this was committed, so it is read again then. Who waits
+        for documents there waits no longer: they are part of what is read."""
+        waiting = self._leave_line((namespace, environment))
         if mend := self._being_mended((namespace, environment)):
             mend.record = record or mend.record
             mend.again = True
         else:
             self._start((namespace, environment), Mend(record), partial(self._reload_until_right, namespace, environment))
+        for each in waiting:
+            self._hear(*each)
 
     def _start(self, key: tuple[str, str], mend: Mend, work: Callable[[Mend], Coroutine[Any, Any, None]]) -> None:
         if self._being_mended(key) is None:
@@ -363,3 +451,14 @@ class Follower:
 def _note_recoveries(environment: Environment, state: State) -> None:
     for each in state.recoveries:
         environment.note_recovery(each)
+
+
+def _lacks_document(change: ChangedConfig) -> bool:
+    return change.leaf is not None and change.document is None
+
+
+def _entry(change: ChangedConfig) -> Entry | None:
+    """Of a change that lacks nothing; None where a config was deleted."""
+    if change.leaf is None or change.document is None:
+        return None
+    return Entry(change.leaf, change.document.encode())
