@@ -161,7 +161,7 @@ async def test_nothing_is_answered_behind_a_full_socket_and_the_last_of_it_after
         raw.write(frame(0x9, b"first") + frame(0x9, b"last"))
         while not connection.paused_us:
             node.publish(big={"text": "y" * 50_000, "n": node.history.latest.cursor.number})
-        await node.until(lambda: connection.acknowledged == 49 or connection.taken < 49)
+        await node.until(lambda: connection.durable == 49 or connection.taken < 49)
         queued = connection.pipe.queued()
         await asyncio.sleep(0)
         assert connection.pipe.queued() == queued

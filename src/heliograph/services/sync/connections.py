@@ -11,6 +11,8 @@ from heliograph.services.sync.transfers import Transfer
 
 MAX_REFUSED: Final = 100
 """Receipts of one connection for which there was no room. A client with more comes again later with all of them."""
+AGAIN_US: Final = 150_000_000
+"""A receipt for which there was no room comes again by then (the SDK's longest pause is two minutes), or never: a fail-over has lost its version."""
 Text = tuple[bytes, int]
 """A message, and when it came."""
 
@@ -68,7 +70,7 @@ class Connection:
     early: list[Text] | None = None  # what it has said and nobody has heard yet
     taken: int = -1
     durable: int = -1
-    refused: set[int] | None = None  # those for which there was no room, until they are durable
+    refused: dict[int, int] | None = None  # those for which there was no room, with when that was, until they are durable
     ack_due: bool = False
 
     def aim(self, way: Way) -> None:
@@ -96,18 +98,18 @@ class Connection:
         """It came before: it is durable, or on its way to be."""
         return seq <= self.taken and (self.refused is None or seq not in self.refused)
 
-    def refuse(self, seq: int) -> bool:
+    def refuse(self, seq: int, at_us: int) -> bool:
         """There was no room for this receipt: it has to come again. False: for too many of this connection."""
-        self.refused = (self.refused or set()) | {seq}
+        self.refused = (self.refused or {}) | {seq: at_us}
         return len(self.refused) <= MAX_REFUSED
 
     def settle(self, seq: int) -> None:
         """This receipt is durable, and with it all that were taken before it."""
         self.durable = max(self.durable, seq)
         if self.refused is not None:
-            self.refused.discard(seq)
+            self.refused.pop(seq, None)
 
-    @property
-    def acknowledged(self) -> int:
-        """Every receipt up to this ``seq`` is durable; -1: none is known to be."""
-        return min(self.durable, *(seq - 1 for seq in self.refused)) if self.refused else self.durable
+    def acknowledged(self, at_us: int) -> int:
+        """Every receipt up to this ``seq`` is durable, or its client has given it up; -1: none is known to be."""
+        due = [seq for seq, refused_us in (self.refused or {}).items() if at_us - refused_us < AGAIN_US]
+        return min(self.durable, *(seq - 1 for seq in due)) if due else self.durable

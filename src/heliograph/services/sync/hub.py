@@ -523,9 +523,11 @@ class Hub:
         """Once, however often it comes: while the log is away, clients say it again and again. One that the outbox has no room for holds the
         acknowledgement of later ones back, so that it comes again, and so do they."""
         if connection.is_taken(seq):
+            if seq <= connection.durable:
+                self._acknowledge_soon(connection)
             return
         if not self._outbox.put(receipt, receipt.instance, partial(self._durable, connection, seq)):
-            if not connection.refuse(seq):
+            if not connection.refuse(seq, moment_us()):
                 self._overloaded(connection)
             return
         connection.taken = max(connection.taken, seq)
@@ -555,6 +557,9 @@ class Hub:
     def _durable(self, connection: Connection, seq: int) -> None:
         """Acknowledges once, whatever became durable until its turn."""
         connection.settle(seq)
+        self._acknowledge_soon(connection)
+
+    def _acknowledge_soon(self, connection: Connection) -> None:
         if not connection.ack_due and connection.session in self._connections:
             connection.ack_due = True
             self._acknowledgements.later(partial(self._acknowledge, connection))
@@ -564,7 +569,7 @@ class Hub:
             return
         connection.ack_due = False
         if connection.session in self._connections:
-            connection.pipe.send(_ack(connection.acknowledged))
+            connection.pipe.send(_ack(connection.acknowledged(moment_us())))
 
     # --- bringing a subscriber up to date ---
 
