@@ -239,6 +239,7 @@ async def test_only_services_may_wait(stage, story, ask):
         await stage.commit(story.version(received=0), at=2)
         await stage.caught_up(term)
         assert (await ask(path, "service", timeout=0.01, share=0.95)).json()["state"] == "open"
+        assert (await ask(path, "service", timeout=0.01, version="sha256:" + "0" * 64)).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -261,6 +262,8 @@ async def test_only_services_may_wait(stage, story, ask):
         (f"internal/propagations/{PLACE}/1", {"share": "nan"}),
         (f"internal/propagations/{PLACE}/1", {"timeout": 31}),
         (f"internal/propagations/{PLACE}/1", {"timeout": "inf"}),
+        (f"internal/propagations/{PLACE}/1", {"version": "x" * 300}),
+        (f"internal/propagations/{PLACE}/1", {"version": "a\0b"}),
     ],
 )
 async def test_what_is_out_of_bounds_is_a_problem_document(stage, story, ask, path, params):

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from heliograph.core.errors import NotFound, NotReady, Overloaded
+from heliograph.core.records import Version
+from heliograph.services.ledger.answers import Address
 from heliograph.services.ledger.ledger import ON_THEIR_WAY_US, Ledger
-from heliograph.services.ledger.waiting import MAX_WAITERS, WaitingRoom
+from heliograph.services.ledger.waiting import MAX_WAITERS, WaitingRoom, Wanted
 
 LONG = 30.0
 
@@ -148,10 +150,10 @@ async def test_a_wait_survives_the_change_of_terms(stage, story):
 def test_the_room_is_bounded():
     async def fill() -> None:
         room = WaitingRoom()
-        held = [room.enter((("shop", "production"), n), 1.0) for n in range(MAX_WAITERS)]
+        held = [room.enter(Wanted(Address("shop", "production"), n), 1.0) for n in range(MAX_WAITERS)]
         for each in held:
             each.__enter__()
-        with pytest.raises(Overloaded), room.enter((("shop", "production"), 1), 1.0):
+        with pytest.raises(Overloaded), room.enter(Wanted(Address("shop", "production"), 1), 1.0):
             pass
         for each in held:
             each.__exit__(None, None, None)
@@ -183,3 +185,57 @@ async def test_one_that_stands_by_answers_when_the_leader_has_closed_the_story(s
         stage.clock.set(1_000)
         await term.keeper.tick()
         assert counts(await held) == {"applied": 1}
+
+
+# --- a name that was erased and made again: its numbers begin again, in another epoch ----------------------------------------------------
+
+LATER = 1_790_000_000
+
+
+def id_of(event):
+    return Version.id_of(event.version.payload)
+
+
+@asynccontextmanager
+async def erased(stage, story):
+    """Version 1 of the old life is closed; in the new one, ``a`` is subscribed."""
+    async with stage.leading() as term:
+        await stage.commit(story.version(received=0, number=1), at=2)
+        stage.clock.set(500)
+        await stage.caught_up(term)
+        await term.keeper.tick()
+        assert (await stage.report(1)).state == "closed"
+        await stage.receipts(story.subscribed("a", 600))
+        await stage.caught_up(term)
+        yield term
+
+
+async def test_the_number_of_a_new_life_is_not_answered_with_the_old_one(stage, story, counts):
+    """The registry asks as soon as its commit is durable; the ledger needs a moment to read it."""
+    new = story.version(received=1000, number=1, epoch=LATER)
+    async with erased(stage, story) as term:
+        held = asyncio.create_task(stage.ledger.wait(story.address, 1, 1.0, LONG, id_of(new)))
+        await asyncio.sleep(0.02)
+        await stage.commit(new, at=1002)
+        await stage.receipts(story.answer("a", new, "applied", 1010))
+        await stage.caught_up(term)
+        report = await held
+    assert (report.version, counts(report)) == (id_of(new), {"applied": 1})
+
+
+async def test_a_new_life_that_is_not_known_in_time_is_unknown_rather_than_the_old_one(stage, story):
+    new = story.version(received=1000, number=1, epoch=LATER)
+    async with erased(stage, story):
+        with pytest.raises(NotFound):
+            await stage.ledger.wait(story.address, 1, 1.0, 0.01, id_of(new))
+        assert (await stage.ledger.wait(story.address, 1, 1.0, 0.01, id_of(story.versions[1]))).state == "closed"
+
+
+async def test_who_asks_by_number_alone_is_answered_by_the_latest_life(stage, story):
+    """As a registry of the previous release asks."""
+    new = story.version(received=1000, number=1, epoch=LATER)
+    async with erased(stage, story) as term:
+        await stage.commit(new, at=1002)
+        await stage.receipts(story.answer("a", new, "applied", 1010))
+        await stage.caught_up(term)
+        assert (await stage.ledger.wait(story.address, 1, 1.0, LONG)).version == id_of(new)

@@ -249,11 +249,20 @@ async def test_publish_waits_at_the_ledger(author: Author, registry: Running, sq
         again = await author.put("a", 1, headers={"Prefer": "wait=5", "Idempotency-Key": "k"}, params={"share": "0.5"})
         assert (again.json()["wait"]["share"], again.headers["idempotency-replayed"]) == (0.5, "true")
     which, request = asked[0]
-    assert which == "shop/production/2"
+    assert (which, request.query_params["version"]) == ("shop/production/2", said["version"])
     assert (float(request.query_params["share"]), float(request.query_params["timeout"])) == (0.95, 2.0)
     assert request.headers["authorization"] == f"Bearer {registry.token('service')}"
     body = await sql.fetchval("select body from eventlog.event order by position desc limit 1")
     assert msgspec.json.decode(body, type=VersionEvent).answer == "now"
+
+
+async def test_story_of_another_life_is_not_taken_for_the_version(author: Author, registry: Running) -> None:
+    """A ledger of the previous release knows the number only, and may still have it of an environment that was erased since."""
+    story = {"version": "sha256:" + "0" * 64, "state": "closed", "instances": 3, "share": 1.0}
+    async with ledger_that_says(registry.settings.ledger_port, story):
+        said = good(await author.put("a", 1, headers={"Prefer": "wait=0.1"}), 201)
+    assert (said["wait"]["reached"], "propagation" in said) == (False, False)
+    assert said["wait"]["problem"] == "the ledger told of another version"
 
 
 async def test_share_that_is_not_reached_is_said(author: Author, registry: Running) -> None:

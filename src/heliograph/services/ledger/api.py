@@ -156,10 +156,14 @@ class Api:
         number: Number,
         share: Annotated[float, Query(gt=0, le=1)] = 1.0,
         timeout: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 2.0,  # noqa: ASYNC109  # the caller's word, part of the API
+        version: CursorText = "",
     ) -> Json:
-        """Held until the share has the version or cannot any more, or the timeout (seconds) passes; then the story so far."""
+        """Held until the share has the version or cannot any more, or the timeout (seconds) passes; then the story so far.
+
+        ``version``: its id, so that no other one with the same number is told of. A registry of the previous release gives none.
+        """
         address = await self._permitted(request, Action.INTERNAL, namespace, environment)
-        return Json(await self.ledger.wait(address, number, share, timeout))
+        return Json(await self.ledger.wait(address, number, share, timeout, version))
 
     async def declared(
         self,

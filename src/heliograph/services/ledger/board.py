@@ -99,10 +99,12 @@ class Board:
 
     # --- what is asked ---
 
-    def open_propagation(self, address: Address, number: int) -> Propagation | None:
-        """Of the latest epoch when several share the number."""
+    def open_propagation(self, address: Address, number: int, version: str = "") -> Propagation | None:
+        """Of the version with that id, when one is given, else of the latest epoch when several share the number."""
         environment = self._environments.get(address)
         found = [each for point, each in environment.open.items() if point.number == number] if environment else []
+        if version:
+            found = [each for each in found if each.commit.version == version]
         return max(found, key=lambda each: each.commit.point, default=None)
 
     def all_open(self) -> Iterator[Propagation]:

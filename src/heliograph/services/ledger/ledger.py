@@ -14,7 +14,7 @@ from heliograph.services.ledger.board import Board
 from heliograph.services.ledger.postgres import Earlier, Tables
 from heliograph.services.ledger.propagation import Propagation
 from heliograph.services.ledger.report import Report
-from heliograph.services.ledger.waiting import WaitingRoom
+from heliograph.services.ledger.waiting import WaitingRoom, Wanted
 from heliograph.telemetry.metrics import Metrics
 
 LOOK_S: Final = 0.25
@@ -47,40 +47,46 @@ class Ledger:
 
     async def propagation(self, address: Address, number: int) -> Report:
         """Raises NotFound for a version that is unknown or whose story was not followed."""
-        if report := await self._known(address, number):
+        return await self._story(Wanted(address, number))
+
+    async def _story(self, wanted: Wanted) -> Report:
+        if report := await self._known(wanted):
             return report
+        address, number, _ = wanted
         raise NotFound(f"the ledger knows no propagation of version {number} of {address.namespace}/{address.environment}")
 
-    async def wait(self, address: Address, number: int, share: float, timeout_s: float) -> Report:
+    async def wait(self, address: Address, number: int, share: float, timeout_s: float, version: str = "") -> Report:
         """The story once ``share`` of the instances has the version or cannot any more, else what there is after ``timeout_s``.
 
+        ``version``: its id; a story of another version with the same number is not told. Without one, the latest that has the number.
         Waits for a version that is not known yet; raises NotFound when it does not come, NotReady when this ledger goes away meanwhile.
         """
-        with self._room.enter((address, number), share) as waiter:
+        wanted = Wanted(address, number, version)
+        with self._room.enter(wanted, share) as waiter:
             self._metrics.propagation_waiters.set(len(self._room))
             try:
                 async with asyncio.timeout(timeout_s):
-                    return await self._answer(address, number, waiter.answer)
+                    return await self._answer(wanted, waiter.answer)
             except TimeoutError:
-                return await self.propagation(address, number)
+                return await self._story(wanted)
             finally:
                 self._metrics.propagation_waiters.set(len(self._room) - 1)
 
-    async def _answer(self, address: Address, number: int, answer: asyncio.Future[Report]) -> Report:
+    async def _answer(self, wanted: Wanted, answer: asyncio.Future[Report]) -> Report:
         """The board's, or, where another ledger leads, the tables' once it has closed it."""
         while not answer.done():
-            if propagation := self.board.open_propagation(address, number):
+            if propagation := self.board.open_propagation(*wanted):
                 self._tell(propagation)
                 break
-            if (stored := await self._tables.version(address, number)) and stored.report:
+            if (stored := await self._tables.version(*wanted)) and stored.report:
                 return stored.report
             await asyncio.wait({answer}, timeout=LOOK_S)
         return await answer
 
-    async def _known(self, address: Address, number: int) -> Report | None:
-        if propagation := self.board.open_propagation(address, number):
+    async def _known(self, wanted: Wanted) -> Report | None:
+        if propagation := self.board.open_propagation(*wanted):
             return propagation.report()
-        stored = await self._tables.version(address, number)
+        stored = await self._tables.version(*wanted)
         return stored.report if stored else None
 
     async def release(self) -> None:
@@ -114,7 +120,8 @@ class Ledger:
 
     def closed(self, propagation: Propagation, report: Report) -> None:
         self.board.closed(propagation)
-        self._room.tell(_wanted(propagation), lambda _: True, lambda: report)
+        for wanted in _wanted(propagation):
+            self._room.tell(wanted, lambda _: True, lambda: report)
 
     def reached(self, horizon_us: int) -> None:
         """Everything in the log up to then is on the board: what nobody took part in can be said so."""
@@ -149,20 +156,23 @@ class Ledger:
             self._metrics.hop_seconds.labels(hop).observe(seconds)
 
     def _tell_all(self) -> None:
-        for address, number in self._room.wanted():
-            if propagation := self.board.open_propagation(address, number):
+        for wanted in self._room.wanted():
+            if propagation := self.board.open_propagation(*wanted):
                 self._tell(propagation)
 
     def _tell(self, propagation: Propagation) -> None:
         certain = propagation.instances > 0 or self.horizon_us >= propagation.commit.committed_at_us + ON_THEIR_WAY_US
-        if not certain and self._room.awaits(_wanted(propagation)):
+        awaited = [each for each in _wanted(propagation) if self._room.awaits(each)]
+        if awaited and not certain:
             self.hurry.set()  # "nobody was there" can be said once the horizon has passed the commit by that much
-        self._room.tell(
-            _wanted(propagation),
-            lambda share: propagation.settled(share) or (certain and propagation.complete),
-            propagation.report,
-        )
+        for each in awaited:
+            self._room.tell(
+                each, lambda share: propagation.settled(share) or (certain and propagation.complete), propagation.report
+            )
 
 
-def _wanted(propagation: Propagation) -> tuple[Address, int]:
-    return propagation.commit.address, propagation.commit.point.number
+def _wanted(propagation: Propagation) -> tuple[Wanted, Wanted]:
+    """By its id, and by its number alone."""
+    commit = propagation.commit
+    by_number = Wanted(commit.address, commit.point.number)
+    return by_number._replace(version=commit.version), by_number

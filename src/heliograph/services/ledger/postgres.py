@@ -293,8 +293,8 @@ class Tables:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def version(self, address: Address, number: int) -> Stored | None:
-        rows = await self._fetch("version_at", *address, number)
+    async def version(self, address: Address, number: int, version: str = "") -> Stored | None:
+        rows = await self._fetch("version_at", *address, number, version)
         if not rows:
             return None
         text = rows[0]["report"]

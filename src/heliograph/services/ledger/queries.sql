@@ -242,9 +242,9 @@ select audit from ledger.version where version = $1 and audit is not null;
 select ledger.set_rejection_aside($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: version_at
--- Of the latest epoch when several share the number.
+-- Of the latest epoch when several share the number; $4: only the one with that id.
 select version, closed_at_us, report from ledger.version
- where namespace = $1 and environment = $2 and number = $3 order by epoch desc limit 1;
+ where namespace = $1 and environment = $2 and number = $3 and $4 in ('', version) order by epoch desc limit 1;
 
 -- name: head_of
 select payload from ledger.head where namespace = $1 and environment = $2;

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from heliograph.core.errors import NotReady, Overloaded
 from heliograph.services.ledger.answers import Address
@@ -14,7 +15,13 @@ from heliograph.services.ledger.report import Report
 
 MAX_WAITERS = 10_000  # each is a held request of the registry
 
-Wanted = tuple[Address, int]
+
+class Wanted(NamedTuple):
+    """A version's number, and its id where that is known: an environment that is erased and made again counts from one again."""
+
+    address: Address
+    number: int
+    version: str = ""  # whichever has the number; of the latest epoch when several have
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +31,7 @@ class Waiter:
 
 
 class WaitingRoom:
-    """By version number: the version may not be known yet."""
+    """By what is wanted: the version may not be known yet."""
 
     def __init__(self) -> None:
         self._waiters: defaultdict[Wanted, set[Waiter]] = defaultdict(set)

@@ -55,7 +55,9 @@ async def answer(context: Context, request: Request, place: Place, outcome: Comm
     body = done.body
     if wait := inputs.wait(request, context.wait_max_s):
         with context.metrics.publish_seconds.labels("wait").time():
-            waited, story = await context.propagations.wait(place, which.number, share=wait.share, seconds=wait.seconds)
+            waited, story = await context.propagations.wait(
+                place, which.number, which.version, share=wait.share, seconds=wait.seconds
+            )
         body = _with(body, {"wait": waited} | ({"propagation": story} if story is not None else {}))
     if done.compatibility:
         body = _with(body, {"compatibility": done.compatibility})
