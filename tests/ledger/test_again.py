@@ -196,6 +196,57 @@ async def test_reasons_without_end_are_bounded(stage, story):
     assert {each["instances"] for each in found[:-1]} == {1}
 
 
+async def taken_in_s(stage, story, term, reason) -> float:
+    """How long the ledger works on the rejections of 3,000 instances of one more version."""
+    v = await stage.commit(story.version(received=0), at=2)
+    await stage.caught_up(term)
+    before = stage.metric("ledger_batch_seconds", "_sum")
+    await stage.receipts(*(story.answer(f"i{n:04}", v, "rejected", 5, reason=reason(n)) for n in range(3_000)))
+    await stage.caught_up(term)
+    return stage.metric("ledger_batch_seconds", "_sum") - before
+
+
+async def test_a_reason_of_its_own_from_each_instance_costs_little_more_than_one_for_all(stage, story):
+    async with stage.leading() as term:
+        same = await taken_in_s(stage, story, term, lambda _: "no")
+        own = await taken_in_s(stage, story, term, lambda n: f"host {n}: the port is taken")
+        found = await letters(stage)
+    assert [each["instances"] for each in found] == [3_000] + [1] * MAX_GROUPS + [3_000 - MAX_GROUPS]
+    assert own < 5 * same + 1  # a scan of all the version's answers for each reason: some thirty times as long
+
+
+async def test_a_reason_with_a_letter_is_counted_there_among_reasons_without_end(stage, story):
+    async with stage.leading() as term:
+        v = await stage.commit(story.version(received=0), at=2)
+        await refused(stage, story, term, v, "first")
+        events = [story.answer(f"i{n:03}", v, "rejected", 5, reason=f"reason {n}") for n in range(100)]
+        await stage.receipts(*events, story.answer("last", v, "rejected", 5, reason="no"))
+        await stage.caught_up(term)
+        first, *_, others = await letters(stage)
+    assert (first["reason"], first["sample"]) == ("no", ["first", "last"])
+    assert (others["reason"], others["instances"]) == ("other reasons", 100 - (MAX_GROUPS - 1))
+
+
+async def test_a_push_that_is_refused_again_is_found_among_reasons_without_end(stage, story):
+    async with stage.leading() as term:
+        v = await stage.commit(story.version(received=0), at=2)
+        await refused(stage, story, term, v, *(f"i{n:03}" for n in range(30)))
+        events = [story.answer(f"j{n:03}", v, "rejected", 5, reason=f"reason {n}") for n in range(30)]
+        await stage.receipts(*events)
+        await stage.caught_up(term)
+        first, *_, others = await letters(stage)
+        await operator_replays(stage, first["id"], state="replayed", trace="00-push")
+        await operator_replays(stage, others["id"], state="replayed", trace="00-other-push")
+        more = [story.answer(f"k{n:03}", v, "rejected", 6, reason=f"more {n}") for n in range(30)]
+        again = [msgspec.structs.replace(story.answer("i001", v, "rejected", 7, reason="still no"), trace="00-push")]
+        again += [msgspec.structs.replace(story.answer("k030", v, "rejected", 7, reason="more 30"), trace="00-other-push")]
+        await stage.receipts(*more, *again)
+        await stage.caught_up(term)
+        first, *_, others = await letters(stage)
+    assert (first["state"], first["reason"], first["instances"], first["attempts"]) == ("waiting", "still no", 30, 2)
+    assert (others["state"], others["instances"], others["attempts"]) == ("waiting", 30 - (MAX_GROUPS - 1) + 31, 2)
+
+
 async def test_an_instance_that_has_applied_it_by_then_makes_no_letter(stage, story):
     async with stage.leading() as term:
         v = await stage.commit(story.version(received=0), at=2)

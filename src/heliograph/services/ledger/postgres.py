@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ UNREADABLE: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationErro
 
 VERSIONS_BACK: Final = 200
 """How many versions before a time are looked through for what an instance ran then."""
-Aside = Literal["new", "again", "known"]
+Aside = Literal["new", "again"]
 MAX_GROUPS: Final = 20  # letters of one version: clients that put something of their own into each reason do not make thousands
 MAX_SAMPLE: Final = 20  # instances named in one letter
 MAX_SCHEMAS: Final = 200  # declared ones in one answer
@@ -153,19 +154,24 @@ class Writer:
         return cast("str | None", await self._connection.fetchval(SQL["audit_again"], version, due_us))
 
     async def set_rejections_aside(self, batch: Batch) -> list[Aside]:
-        """Groups what instances refuse into dead letters: one for each (version, reason), at most `MAX_GROUPS` of a version."""
-        found: dict[tuple[str, str], Received] = {}
+        """Groups what instances refuse into dead letters: one for each (version, reason), at most `MAX_GROUPS` of a version.
+
+        One statement for each version, however many reasons there are.
+        """
+        found: defaultdict[str, dict[str, Received]] = defaultdict(dict)
         for event, row, answer in batch.answers.values():
             if answer.state == "rejected":
-                found[event.version, answer.reason or NO_REASON] = event.received(row)
-        return [await self._set_rejection_aside(event, reason) for (_, reason), event in found.items()]
+                found[event.version][answer.reason or NO_REASON] = event.received(row)
+        return [aside for said in found.values() for aside in await self._set_rejected_version_aside(said)]
 
-    async def _set_rejection_aside(self, event: Received, reason: str) -> Aside:
-        values = (event.namespace, event.environment, event.number, event.version, reason, event.received_at_us, event.trace)
-        outcome = await self._connection.fetchval(
-            SQL["set_rejection_aside"], *values, msgspec.json.encode(event), MAX_GROUPS, MAX_SAMPLE
-        )
-        return cast("Aside", outcome)
+    async def _set_rejected_version_aside(self, said: dict[str, Received]) -> list[Aside]:
+        """``said``: by reason, one who gives it."""
+        event = next(iter(said.values()))
+        rows = [(reason, each.received_at_us, each.trace, msgspec.json.encode(each)) for reason, each in said.items()]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        version = event.namespace, event.environment, event.number, event.version
+        outcome = await self._connection.fetchval(SQL["set_rejections_aside"], *version, *columns, MAX_GROUPS, MAX_SAMPLE)
+        return cast("list[Aside]", outcome)
 
     async def prepare_days(self, days: int) -> None:
         await self._run("prepare_days", days)

@@ -238,8 +238,8 @@ select exists (select from again);
 with again as (update ledger.version set audit = 'pending', audit_attempts = 0, audit_due_us = $2 where version = $1 and audit = 'dead')
 select audit from ledger.version where version = $1 and audit is not null;
 
--- name: set_rejection_aside
-select ledger.set_rejection_aside($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+-- name: set_rejections_aside
+select ledger.set_rejections_aside($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: version_at
 -- Of the latest epoch when several share the number; $4: only the one with that id.
