@@ -53,6 +53,7 @@ async def test_a_propagation_in_the_shape_that_was_promised(stage, story, ask):
             story.answer("b", v, "rejected", 13, reason="no"),
         )
         await stage.caught_up(term)
+        await term.keeper.tick()
         found = (await ask(f"propagations/{PLACE}/1", "author")).json()
     assert {key: value for key, value in found.items() if not key.endswith("_us")} == {
         "namespace": "shop",

@@ -94,6 +94,7 @@ async def test_reading_everything_again_changes_nothing(stage, story, database, 
     stage.new_ledger()
     async with stage.leading() as term:
         await stage.caught_up(term)
+        await term.keeper.tick()
         assert [await stage.report(1), await stage.report(2)] == reports
     assert await everything(stage) == before
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from heliograph.core.errors import NotFound, NotReady, Overloaded
 from heliograph.core.records import Version
+from heliograph.eventlog.ports import NewRecord, Stream
 from heliograph.services.ledger.answers import Address
 from heliograph.services.ledger.ledger import ON_THEIR_WAY_US, Ledger
 from heliograph.services.ledger.waiting import MAX_WAITERS, WaitingRoom, Wanted
@@ -143,7 +145,7 @@ async def test_a_wait_survives_the_change_of_terms(stage, story):
             await stage.caught_up(term)
             task = await waiting(stage, tasks, 1, 1.0)
         await stage.receipts(story.answer("a", v, "applied", 10))
-        async with stage.leading():
+        async with ticking(stage):
             assert (await task).applied == 1
 
 
@@ -185,6 +187,68 @@ async def test_one_that_stands_by_answers_when_the_leader_has_closed_the_story(s
         stage.clock.set(1_000)
         await term.keeper.tick()
         assert counts(await held) == {"applied": 1}
+
+
+# --- while the ledger is behind ------------------------------------------------------------------------------------------------------------
+
+
+async def backlog(stage, story):
+    """What a ledger that was away finds: a busy shard, on which it has to read long for half a hundred, and a quiet one with one instance."""
+    v = story.version(received=0)
+    events = [(1, story.alive(-10 - n / 1000)) for n in range(6_000)] + [(1, story.subscribed(f"b{n}", -1)) for n in range(50)]
+    appender = stage.log.appender(Stream.RECEIPTS)
+    await appender.append(
+        [NewRecord(shard, "key", msgspec.json.encode(e)) for shard, e in [*events, (2, story.subscribed("a", -1))]]
+    )
+    await stage.commit(v, at=2)
+    await appender.append([NewRecord(2, "key", msgspec.json.encode(story.answer("a", v, "applied", 10)))])
+    await appender.close()
+    stage.clock.set(20)
+
+
+async def test_that_everybody_has_it_is_not_said_before_the_log_was_read(stage, story, counts):
+    await backlog(stage, story)
+    async with ticking(stage) as term, asyncio.TaskGroup() as tasks:
+        held = await waiting(stage, tasks, 1, 0.01)
+        report = await held
+        await stage.caught_up(term)
+        assert counts(report) == counts(await stage.report(1)) == {"applied": 1, "missing": 50}
+        assert report.behind is msgspec.UNSET
+
+
+async def test_a_story_that_may_lack_instances_says_so(stage, story):
+    await backlog(stage, story)
+    async with stage.leading() as term:
+        await stage.caught_up(term)
+        assert (await stage.ledger.wait(story.address, 1, 0.01, 0.01)).behind is True  # nobody has looked where the log ends
+        await term.keeper.tick()
+        assert (await stage.ledger.wait(story.address, 1, 0.01, LONG)).behind is msgspec.UNSET
+        assert (await stage.report(1)).behind is msgspec.UNSET
+
+
+async def test_one_that_follows_the_log_asks_nothing_of_it_for_a_wait(stage, story):
+    async with stage.leading() as term:
+        await stage.receipts(story.subscribed("a", -1))
+        await term.keeper.tick()
+        v = await stage.commit(story.version(received=0), at=2)
+        await stage.receipts(story.answer("a", v, "applied", 10))
+        assert (await stage.ledger.wait(story.address, 1, 1.0, LONG)).applied == 1
+        assert stage.ledger.horizon_us < story.at(2)
+        assert not stage.ledger.hurry.is_set()
+
+
+async def test_where_the_log_ends_must_be_known_again_after_it_was_not(stage, story):
+    async with stage.leading() as term:
+        await stage.receipts(story.subscribed("a", -1))
+        await term.keeper.tick()
+        stage.ledger.fell_behind()
+        v = await stage.commit(story.version(received=0), at=2)
+        await stage.receipts(story.answer("a", v, "applied", 10))
+        await stage.caught_up(term)
+        assert (await stage.report(1)).behind is True
+        stage.clock.set(2)
+        await term.keeper.tick()
+        assert (await stage.ledger.wait(story.address, 1, 1.0, LONG)).applied == 1
 
 
 # --- a name that was erased and made again: its numbers begin again, in another epoch ----------------------------------------------------

@@ -265,6 +265,14 @@ async def test_story_of_another_life_is_not_taken_for_the_version(author: Author
     assert said["wait"]["problem"] == "the ledger told of another version"
 
 
+async def test_story_that_may_lack_instances_does_not_count_as_reached(author: Author, registry: Running) -> None:
+    story = {"instances": 1, "applied": 1, "share": 1.0, "behind": True}
+    async with ledger_that_says(registry.settings.ledger_port, story):
+        said = good(await author.put("a", 1, headers={"Prefer": "wait=0.1"}), 201)
+    assert (said["wait"]["reached"], said["propagation"]) == (False, story)
+    assert said["wait"]["problem"] == "the ledger has not read the whole log yet"
+
+
 async def test_share_that_is_not_reached_is_said(author: Author, registry: Running) -> None:
     async with ledger_that_says(registry.settings.ledger_port, {"instances": 8, "applied": 5, "rejected": 3, "share": 0.625}):
         said = good(await author.put("a", 1, headers={"Prefer": "wait=0.1"}), 201)

@@ -78,16 +78,24 @@ class Keeper:
         self._metrics.propagations_open.set(sum(1 for _ in self._ledger.board.all_open()))
 
     def _time_matters(self) -> bool:
-        """Asking the log for its end costs a round trip or, with Kafka, several."""
+        """Asking the log for its end costs a round trip or, with Kafka, several. Until the board follows it, it is asked, so that nobody who comes to
+        wait has to wait for that."""
         board = self._ledger.board
-        return any(board.all_open()) or bool(board.silent_nodes(self._now_us() - _us(self._settings.node_silence_s)))
+        return (
+            not self._ledger.follows
+            or any(board.all_open())
+            or bool(board.silent_nodes(self._now_us() - _us(self._settings.node_silence_s)))
+        )
 
     async def _advance_horizon(self) -> None:
         now_us = self._now_us()
         try:
             if await self._consumer.caught_up(Stream.RECEIPTS, CATCH_UP_S):
                 self._ledger.reached(now_us)
+            else:
+                self._ledger.fell_behind()
         except Unavailable as error:
+            self._ledger.fell_behind()
             log.warning("log_end_unknown", detail=error.detail)  # nothing is called late or lost until it is known again
 
     async def _tick_for_ever(self) -> None:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from heliograph.core.errors import NotFound
 from heliograph.core.events import FannedOut, NodeAlive, Subscribed, Unsubscribed
 from heliograph.services.ledger.answers import Address
@@ -25,6 +27,7 @@ ON_THEIR_WAY_US: Final = 250_000
 
 class Ledger:
     """``horizon_us``: everything that was in the receipts' log at that moment is on the board. ``hurry``: somebody waits for it.
+    ``follows``: the board has been at the log's end and goes on from there; not so at the start of a term, nor after a look that failed.
 
     The board changes only through `rebuilt`, `took_in`, `nodes_lost`, `ended` and `closed`, each after the tables have.
     """
@@ -32,6 +35,7 @@ class Ledger:
     def __init__(self, tables: Tables, metrics: Metrics, now_us: Callable[[], int]) -> None:
         self.board = Board()
         self.horizon_us = 0
+        self.follows = False
         self.hurry = asyncio.Event()
         self._tables = tables
         self._metrics = metrics
@@ -85,9 +89,13 @@ class Ledger:
 
     async def _known(self, wanted: Wanted) -> Report | None:
         if propagation := self.board.open_propagation(*wanted):
-            return propagation.report()
+            return self._story_of(propagation)
         stored = await self._tables.version(*wanted)
         return stored.report if stored else None
+
+    def _story_of(self, propagation: Propagation) -> Report:
+        report = propagation.report()
+        return report if self._has_read(propagation) else msgspec.structs.replace(report, behind=True)
 
     async def release(self) -> None:
         """This ledger goes away: those who wait are sent to the next one."""
@@ -96,7 +104,8 @@ class Ledger:
     # --- news ---
 
     def rebuilt(self, board: Board) -> None:
-        self.board = board
+        """What was read before says nothing of this board: the tables may have lost what had not been flushed."""
+        self.board, self.horizon_us, self.follows = board, 0, False
         self._tell_all()
 
     def took_in(self, batch: Batch, earlier: Mapping[str, Earlier]) -> None:
@@ -125,8 +134,12 @@ class Ledger:
 
     def reached(self, horizon_us: int) -> None:
         """Everything in the log up to then is on the board: what nobody took part in can be said so."""
-        self.horizon_us = max(self.horizon_us, horizon_us)
+        self.horizon_us, self.follows = max(self.horizon_us, horizon_us), True
         self._tell_all()
+
+    def fell_behind(self) -> None:
+        """The log's end was not reached in time, or is not known: of what is committed from now on, too, records may be missing."""
+        self.follows = False
 
     def _place(self, event: Subscribed | Unsubscribed | Answers | FannedOut | NodeAlive) -> None:
         match event:
@@ -161,14 +174,20 @@ class Ledger:
                 self._tell(propagation)
 
     def _tell(self, propagation: Propagation) -> None:
-        certain = propagation.instances > 0 or self.horizon_us >= propagation.commit.committed_at_us + ON_THEIR_WAY_US
+        """Says nothing as certain while whole instances may be missing: those that the log had at the commit, and, where nobody is known to
+        have taken part, those that a node had yet to tell."""
+        committed_at_us = propagation.commit.committed_at_us
+        somebody = propagation.instances > 0
+        certain = self._has_read(propagation) if somebody else self.horizon_us >= committed_at_us + ON_THEIR_WAY_US
         awaited = [each for each in _wanted(propagation) if self._room.awaits(each)]
         if awaited and not certain:
-            self.hurry.set()  # "nobody was there" can be said once the horizon has passed the commit by that much
-        for each in awaited:
-            self._room.tell(
-                each, lambda share: propagation.settled(share) or (certain and propagation.complete), propagation.report
-            )
+            self.hurry.set()  # it can be said once the horizon has passed the commit
+        for each in awaited if certain else []:
+            self._room.tell(each, lambda share: propagation.settled(share) or propagation.complete, propagation.report)
+
+    def _has_read(self, propagation: Propagation) -> bool:
+        """What the log had when the version was committed. Nothing is asked of the log for this while the board follows it."""
+        return self.follows or self.horizon_us >= propagation.commit.committed_at_us
 
 
 def _wanted(propagation: Propagation) -> tuple[Wanted, Wanted]:

@@ -60,6 +60,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """``instances``: those subscribed when the version was committed. ``left``: went away without an answer.
 
     ``share`` = (applied + unaffected + superseded) / (instances - left); 1 when there was no instance, 0 when all have left.
+    ``behind``: the ledger has not read all that the log had when the version was committed; more instances may have taken part.
     """
 
     namespace: str
@@ -86,6 +87,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     by: Groups
     rejections: list[Rejection] = []
     digest: str | None = None
+    behind: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 def percentiles(values: Iterable[V], shown: Callable[[V], float] = float) -> Percentiles:

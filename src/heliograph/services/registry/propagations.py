@@ -63,6 +63,8 @@ class Propagations:
             if story.get("version", version) != version:  # of a ledger that goes by the number alone
                 return _unknown(share, seconds, "the ledger told of another version"), None
             reached = float(story["share"]) >= share or not story["instances"]
+            if story.get("behind"):
+                return _unknown(share, seconds, "the ledger has not read the whole log yet"), story
         except httpx.TimeoutException:
             return _unknown(share, seconds, "the ledger did not answer in time"), None
         except httpx.HTTPError as error:
