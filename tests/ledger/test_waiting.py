@@ -12,7 +12,8 @@ from heliograph.core.errors import NotFound, NotReady, Overloaded
 from heliograph.core.records import Version
 from heliograph.eventlog.ports import NewRecord, Stream
 from heliograph.services.ledger.answers import Address
-from heliograph.services.ledger.ledger import ON_THEIR_WAY_US, Ledger
+from heliograph.services.ledger.board import Board
+from heliograph.services.ledger.ledger import LOOK_S, ON_THEIR_WAY_US, Ledger
 from heliograph.services.ledger.waiting import MAX_WAITERS, WaitingRoom, Wanted
 
 LONG = 30.0
@@ -147,6 +148,27 @@ async def test_a_wait_survives_the_change_of_terms(stage, story):
         await stage.receipts(story.answer("a", v, "applied", 10))
         async with ticking(stage):
             assert (await task).applied == 1
+
+
+async def test_those_who_wait_at_one_that_lost_its_lead_are_told_what_the_next_one_closes(stage, story, counts):
+    v, first = story.version(received=0), stage.ledger
+    async with asyncio.TaskGroup() as tasks:
+        async with stage.leading() as term:
+            await stage.receipts(story.subscribed("a", -1))
+            await stage.commit(v, at=2)
+            await stage.caught_up(term)
+            held = await waiting(stage, tasks, 1, 1.0)
+            await asyncio.sleep(0.01)
+        first.rebuilt(Board())  # as when a term ends; another process leads from now on
+        stage.new_ledger()
+        await stage.receipts(story.answer("a", v, "applied", 10))
+        async with stage.leading() as term:
+            await stage.caught_up(term)
+            stage.clock.set(1_000)
+            await term.keeper.tick()
+            async with asyncio.timeout(10 * LOOK_S):
+                report = await held
+    assert (report.state, counts(report)) == ("closed", {"applied": 1})
 
 
 def test_the_room_is_bounded():

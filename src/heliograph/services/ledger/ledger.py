@@ -77,15 +77,16 @@ class Ledger:
                 self._metrics.propagation_waiters.set(len(self._room) - 1)
 
     async def _answer(self, wanted: Wanted, answer: asyncio.Future[Report]) -> Report:
-        """The board's, or, where another ledger leads, the tables' once it has closed it."""
+        """The board's, or, where another ledger leads, the tables' once it has closed it: also where this one has led until a moment ago."""
+        if propagation := self.board.open_propagation(*wanted):
+            self._tell(propagation)  # every change from now on is told as it comes
         while not answer.done():
-            if propagation := self.board.open_propagation(*wanted):
-                self._tell(propagation)
-                break
-            if (stored := await self._tables.version(*wanted)) and stored.report:
-                return stored.report
+            if not self.board.open_propagation(*wanted):
+                stored = await self._tables.version(*wanted)
+                if stored and stored.report:
+                    return stored.report
             await asyncio.wait({answer}, timeout=LOOK_S)
-        return await answer
+        return answer.result()
 
     async def _known(self, wanted: Wanted) -> Report | None:
         if propagation := self.board.open_propagation(*wanted):
