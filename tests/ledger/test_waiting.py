@@ -171,6 +171,26 @@ async def test_those_who_wait_at_one_that_lost_its_lead_are_told_what_the_next_o
     assert (report.state, counts(report)) == ("closed", {"applied": 1})
 
 
+async def test_one_that_stands_by_tells_an_open_story_from_the_tables(stage, story, counts):
+    standby = Ledger(stage.tables, stage.metrics, stage.clock)
+    async with stage.leading() as term:
+        await stage.receipts(*(story.subscribed(name, -1) for name in "abc"), story.subscribed("joined", 3), story.alive(-1))
+        v = await stage.commit(story.version(received=0), at=2)
+        await stage.receipts(story.answer("a", v, "applied", 5), story.answer("b", v, "rejected", 5, reason="no"))
+        await stage.receipts(story.fanned_out(v, logged=3, started=4, done=5), story.unsubscribed("c", 6))
+        await stage.caught_up(term)
+        await term.keeper.tick()
+        told = await standby.propagation(story.address, 1)
+        assert counts(told) == {"applied": 1, "rejected": 1, "left": 1}
+        assert told == msgspec.structs.replace(
+            await stage.report(1), behind=True
+        )  # how far the leader has read is not known here
+        assert (await standby.wait(story.address, 1, 0.3, 0.01)).applied == 1
+        assert stage.metric("hop_seconds", "_count", hop="commit") == 1
+        with pytest.raises(NotFound):
+            await standby.propagation(story.address, 2)
+
+
 def test_the_room_is_bounded():
     async def fill() -> None:
         room = WaitingRoom()

@@ -92,7 +92,11 @@ class Ledger:
         if propagation := self.board.open_propagation(*wanted):
             return self._story_of(propagation)
         stored = await self._tables.version(*wanted)
-        return stored.report if stored else None
+        if stored is None or stored.closed:
+            return stored.report if stored else None
+        return msgspec.structs.replace(
+            await self._tables.story_so_far(stored.version), behind=True
+        )  # how far its leader has read is not known
 
     def _story_of(self, propagation: Propagation) -> Report:
         report = propagation.report()

@@ -190,18 +190,9 @@ class Writer:
 
     async def load(self) -> Board:
         """The board as the tables know it."""
-        board = Board()
         commits = [_commit(row) for row in await self._connection.fetch(SQL["open_versions"])]
         oldest_us = min((commit.committed_at_us for commit in commits), default=2**62)
-        for row in await self._connection.fetch(SQL["nodes"]):
-            board.restore_node(row["node"], row["alive_at_us"], lost=row["lost"])
-        async for row in self._connection.cursor(SQL["subscriptions"], oldest_us, prefetch=_CHUNK):
-            _restore(board, row)
-        earlier = await self._earlier([commit.version for commit in commits])
-        for commit in commits:
-            board.opened(commit, earlier[commit.version].answers, earlier[commit.version].hops)
-        board.take_news()
-        return board
+        return await _board(self._connection, commits, "subscriptions", oldest_us)
 
     async def _write_subscriptions(self, batch: Batch) -> None:
         rows = batch.subscribed.values()
@@ -257,17 +248,7 @@ class Writer:
         await self._columns("add_unseen", ((*c.address, *c.point, c.version, c.committed_at_us) for c in batch.unseen))
         heads = [(*address, h.epoch, h.number, h.version, h.issued_at, text) for address, (h, text) in batch.heads.items()]
         await self._columns("set_heads", heads)
-        return await self._earlier(new) if new else {}
-
-    async def _earlier(self, versions: list[str]) -> dict[str, Earlier]:
-        found: dict[str, Earlier] = {version: Earlier() for version in versions}
-        async for row in self._connection.cursor(SQL["answers_of"], versions, prefetch=_CHUNK):
-            answer = Answer(row["state"], row["reason"], row["applied_at_us"], row["received_at_us"])
-            found[row["version"]].answers.append((row["instance"], row["subscription"], answer))
-        for row in await self._connection.fetch(SQL["hops_of"], versions):
-            hop = Hop(row["logged_at_us"], row["started_at_us"], row["done_at_us"], row["recipients"])
-            found[row["version"]].hops[row["node"]] = hop
-        return found
+        return await _earlier(self._connection, new) if new else {}
 
     async def _lines(self, version: str) -> list[Line]:
         return [Line(*row) for row in await self._connection.fetch(SQL["lines_of"], version)]
@@ -306,6 +287,16 @@ class Tables:
         text = rows[0]["report"]
         report = msgspec.json.decode(text, type=Report) if text else None
         return Stored(rows[0]["version"], rows[0]["closed_at_us"] is not None, report)
+
+    async def story_so_far(self, version: str) -> Report:
+        """Of a version that is there and open, as of one moment of the tables. Work grows with the environment's instances."""
+        with translating():
+            async with self._pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+                commit = _commit((await connection.fetch(SQL["version_of"], version))[0])
+                board = await _board(
+                    cast("Connection", connection), [commit], "subscriptions_of", *commit.address, commit.committed_at_us
+                )
+        return next(board.all_open()).report()
 
     async def head(self, address: Address) -> Head | None:
         rows = await self._fetch("head_of", *address)
@@ -349,6 +340,31 @@ class Tables:
     async def _fetch(self, name: str, *values: object) -> list[asyncpg.Record]:
         with translating():
             return await self._pool.fetch(SQL[name], *values)
+
+
+async def _board(connection: Connection, commits: list[Commit], subscriptions: str, *which: object) -> Board:
+    """With these versions open. ``subscriptions``: the query for those that matter to them, and its values."""
+    board = Board()
+    for row in await connection.fetch(SQL["nodes"]):
+        board.restore_node(row["node"], row["alive_at_us"], lost=row["lost"])
+    async for row in connection.cursor(SQL[subscriptions], *which, prefetch=_CHUNK):
+        _restore(board, row)
+    earlier = await _earlier(connection, [commit.version for commit in commits])
+    for commit in commits:
+        board.opened(commit, earlier[commit.version].answers, earlier[commit.version].hops)
+    board.take_news()
+    return board
+
+
+async def _earlier(connection: Connection, versions: list[str]) -> dict[str, Earlier]:
+    found: dict[str, Earlier] = {version: Earlier() for version in versions}
+    async for row in connection.cursor(SQL["answers_of"], versions, prefetch=_CHUNK):
+        answer = Answer(row["state"], row["reason"], row["applied_at_us"], row["received_at_us"])
+        found[row["version"]].answers.append((row["instance"], row["subscription"], answer))
+    for row in await connection.fetch(SQL["hops_of"], versions):
+        hop = Hop(row["logged_at_us"], row["started_at_us"], row["done_at_us"], row["recipients"])
+        found[row["version"]].hops[row["node"]] = hop
+    return found
 
 
 def _digests(declares: dict[str, str]) -> str:

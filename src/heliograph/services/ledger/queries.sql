@@ -185,6 +185,16 @@ select node, alive_at_us, lost from ledger.node;
 select namespace, environment, epoch, number, version, received_at_us, committed_at_us
   from ledger.version where closed_at_us is null order by namespace, environment, epoch, number;
 
+-- name: version_of
+select namespace, environment, epoch, number, version, received_at_us, committed_at_us from ledger.version where version = $1;
+
+-- name: subscriptions_of
+-- Of one environment, as `subscriptions`.
+select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us,
+       runs_epoch, runs_number
+  from ledger.subscription where namespace = $1 and environment = $2 and (until_us is null or until_us >= $3)
+ order by incarnation, since_us;
+
 -- name: subscriptions
 -- In the order in which they came, so that the newest connection of an instance is told last.
 select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us,
