@@ -244,7 +244,10 @@ class Writer:
         rows = [
             (*c.address, *c.point, c.version, c.received_at_us, c.committed_at_us, trace) for c, trace in batch.commits.values()
         ]
-        new = [row["version"] for row in await self._columns("add_versions", rows)]
+        told = await self._columns("add_versions", rows)
+        new = [row["version"] for row in told]
+        if known := [row["version"] for row in told if row["known"]]:
+            await self._run("not_late", known)
         await self._columns("add_unseen", ((*c.address, *c.point, c.version, c.committed_at_us) for c in batch.unseen))
         heads = [(*address, h.epoch, h.number, h.version, h.issued_at, text) for address, (h, text) in batch.heads.items()]
         await self._columns("set_heads", heads)

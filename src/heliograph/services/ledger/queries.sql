@@ -81,11 +81,12 @@ update ledger.subscription s
  where s.connection = e.connection and s.subscription = e.subscription and (s.until_us is null or s.until_us > e.until_us);
 
 -- name: store_answers
--- Keeps the better of two answers (the same order as answers.better). What comes after the close changes nothing that was there.
+-- Keeps the better of two answers (the same order as answers.better). What comes after the close changes nothing that was there. A version
+-- that is known by name only was never closed: its story may come yet.
 insert into ledger.receipt as known
        (version, instance, subscription, day, state, reason, applied_at_us, received_at_us, connection, node, trace, late)
 select n.version, instance, subscription, (to_timestamp(n.received_at_us / 1e6) at time zone 'UTC')::date, state::ledger.state, reason,
-       applied_at_us, n.received_at_us, connection, node, n.trace, v.closed_at_us is not null
+       applied_at_us, n.received_at_us, connection, node, n.trace, coalesce(v.closed_at_us is not null and v.outcome <> 'unseen', false)
   from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[])
        as n(version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, trace)
   left join ledger.version v on v.version = n.version
@@ -143,14 +144,18 @@ update ledger.subscription s set until_us = $2, ended = 'node lost'
 returning s.connection, s.subscription, s.namespace, s.environment, s.instance, s.node;
 
 -- name: add_versions
--- Returns those that are new, or were only known by name.
+-- Returns those that are new, or were only known by name (the latter: there was a row).
 insert into ledger.version as known (namespace, environment, epoch, number, version, received_at_us, committed_at_us, trace)
 select * from unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::text[])
 on conflict (version) do update
    set received_at_us = excluded.received_at_us, committed_at_us = excluded.committed_at_us, trace = excluded.trace,
        closed_at_us = null, outcome = null
  where known.outcome = 'unseen'
-returning version;
+returning version, xmax <> 0 as known;
+
+-- name: not_late
+-- Of a story that begins after all, no answer was late.
+update ledger.receipt set late = false where version = any($1::text[]) and late;
 
 -- name: add_unseen
 -- What an environment is at, after records of the log were missed: known by name, without a story.
