@@ -8,9 +8,10 @@ import pytest
 from heliograph.core.errors import InvalidRequest, Unavailable
 from heliograph.core.records import Version
 from heliograph.eventlog import dead_letters
+from heliograph.services.ledger.keep import DAY_US
 from heliograph.services.ledger.postgres import MAX_GROUPS, MAX_SAMPLE
 
-from .test_closing import closed_one
+from .test_closing import closed_one, closed_without_the_last
 
 
 async def letters(stage):
@@ -285,6 +286,40 @@ async def test_one_that_comes_later_and_refuses_is_a_failure_too(stage, story):
         await refused(stage, story, term, v, "late", at=200)
         (letter,) = await letters(stage)
         assert (letter["state"], letter["instances"]) == ("waiting", 2)
+
+
+async def test_a_letter_does_not_count_who_has_applied_it_after_the_close(stage, story):
+    async with stage.leading() as term:
+        v = await closed_without_the_last(stage, story, term)
+        (letter,) = await letters(stage)
+        assert letter["instances"] == 2
+        await operator_replays(stage, letter["id"], state="replayed", trace="00-push")
+        await stage.receipts(story.answer("a", v, "applied", 61_000))
+        await refused(stage, story, term, v, "b", at=61_000, trace="00-push")
+        (letter,) = await letters(stage)
+    assert (letter["state"], letter["instances"], letter["sample"]) == ("waiting", 1, ["b"])
+
+
+async def test_a_letter_does_not_count_who_has_applied_it_on_another_day(stage, story):
+    midnight = story.start_us // DAY_US * DAY_US
+    story.start_us = stage.clock.us = midnight - 1_000_000
+    async with stage.leading() as term:
+        v = await stage.commit(story.version(received=0), at=2)
+        await refused(stage, story, term, v, "a", "b", at=500)
+        stage.clock.set(2_000)
+        await stage.receipts(story.answer("a", v, "applied", 1_500))
+        await refused(stage, story, term, v, "b", at=1_600)
+        (letter,) = await letters(stage)
+    assert (letter["instances"], letter["sample"]) == (1, ["b"])
+
+
+async def test_an_instance_counts_while_one_of_its_subscriptions_refuses(stage, story):
+    async with stage.leading() as term:
+        v = await stage.commit(story.version(received=0), at=2)
+        await stage.receipts(story.answer("a", v, "applied", 5, subscription=2))
+        await refused(stage, story, term, v, "a")
+        (letter,) = await letters(stage)
+    assert (letter["instances"], letter["sample"]) == (1, ["a"])
 
 
 async def test_what_an_operator_discarded_stays_discarded(stage, story):

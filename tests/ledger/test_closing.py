@@ -72,6 +72,37 @@ async def test_what_comes_late_is_kept_and_changes_nothing_that_was_published(st
     assert before.digest == digest_by_hand(v, rows)
 
 
+async def closed_without_the_last(stage, story, term):
+    """Two refuse it; then it is closed."""
+    await stage.receipts(story.subscribed("a", -1), story.subscribed("b", -1))
+    v = await stage.commit(story.version(received=0), at=2)
+    await stage.receipts(*(story.answer(name, v, "rejected", 500, reason="no") for name in "ab"))
+    await stage.caught_up(term)
+    stage.clock.set(60_002)
+    await term.keeper.tick()
+    assert (await stage.report(1)).state == "closed"
+    return v
+
+
+async def test_of_what_comes_late_the_better_answer_is_kept(stage, story):
+    """Beside the one that was published, on the same day and on another; what is not better than that one is nothing new."""
+    async with stage.leading() as term:
+        v = await closed_without_the_last(stage, story, term)
+        rows = await receipts(stage, v)
+        for at, state in ((61_000, "superseded"), (62_000, "applied"), (63_000, "unaffected")):
+            await stage.receipts(story.answer("a", v, state, at), story.answer("late-joiner", v, state, at))
+        await stage.receipts(story.answer("b", v, "rejected", 500, reason="no"), story.answer("b", v, "rejected", 64_000))
+        await stage.caught_up(term)
+    kept = await stage.rows("select instance, state::text, received_at_us from ledger.late_receipt order by 1")
+    assert [tuple(row) for row in kept] == [
+        ("a", "applied", story.at(62_001)),
+        ("late-joiner", "applied", story.at(62_001)),
+    ]
+    shown = await receipts(stage, v)
+    assert [row for row in shown if not row["late"]] == rows
+    assert (await stage.report(1)).digest == digest_by_hand(v, shown)
+
+
 async def test_a_ledger_that_was_away_counts_the_answers_it_finds_before_it_closes(stage, story, counts):
     v = story.version(received=0)
     async with stage.leading() as term:
@@ -162,10 +193,13 @@ async def test_old_days_are_dropped_and_the_rest_stays(stage, story, database):
         await stage.caught_up(term)
         await term.keeper.tick()
         await term.auditor.post_due()
+        await stage.receipts(story.answer("a", v, "rejected", 12, reason="no"), story.answer("b", v, "applied", 12))
+        await stage.caught_up(term)
         await term.keeper.retain()
-        assert len(await receipts(stage, v)) == 1
+        assert [row["late"] for row in await receipts(stage, v)] == [False, True]
         stage.clock.set(40 * 86_400_000)
         await term.keeper.retain()
         assert await receipts(stage, v) == []
+        assert await stage.rows("select from ledger.late_receipt") == []
         assert (await stage.report(1)).state == "closed"
         assert await stage.rows("select from ledger.subscription") == []

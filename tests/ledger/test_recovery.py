@@ -34,6 +34,7 @@ async def told(stage, story):
 async def everything(stage):
     tables = {
         "receipt": "select version, instance, subscription, state::text, reason, received_at_us, late from ledger.receipt order by 1, 2",
+        "late": "select version, instance, subscription, state::text from ledger.late_receipt order by 1, 2",
         "subscription": "select connection, instance, until_us, runs_number, answered_number from ledger.subscription order by 1",
         "version": "select number, closed_at_us, digest from ledger.version order by 1",
         "mark": "select stream, marks from ledger.mark order by 1",

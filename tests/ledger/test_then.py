@@ -10,6 +10,25 @@ from .test_api import PLACE, ask, items  # noqa: F401  # the first is a fixture
 HOUR_MS = 3_600_000
 
 
+async def test_what_was_applied_after_the_close_ran_then(stage, story, ask):  # noqa: F811
+    async with stage.leading() as term:
+        one = await stage.commit(story.version(received=0), at=2)
+        await stage.receipts(story.subscribed("a", -1), story.answer("a", one, "applied", 10))
+        two = await stage.commit(story.version(received=1000), at=1002)
+        await stage.receipts(story.answer("a", two, "rejected", 1010, reason="no"))
+        await stage.caught_up(term)
+        stage.clock.set(3000)
+        await term.keeper.tick()
+        await stage.receipts(story.answer("a", two, "applied", 4000))  # it was told again, and now it fits
+        await stage.caught_up(term)
+        three = await stage.commit(story.version(received=9000), at=9002)
+        await stage.receipts(story.answer("a", three, "applied", 9010))
+        await stage.caught_up(term)
+        stage.clock.set(20_000)
+        told = [await items(ask, f"instances/{PLACE}", at=to_text(story.at(ms))) for ms in (3500, 6000, 10_000)]
+    assert [each[0]["ran"]["number"] for each in told] == [1, 2, 3]
+
+
 async def test_what_ran_then(stage, story, ask):  # noqa: F811
     have = Cursor(1, 1, "sha256:" + "1" * 64)
     async with stage.leading() as term:

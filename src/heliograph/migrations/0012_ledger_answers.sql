@@ -1,14 +1,68 @@
--- Rejections are grouped a batch at a time. What it costs grows with the answers of a version, not with how many reasons they give.
+-- Answers that come after their version was closed are kept beside those that were published; rejections are grouped a batch at a time.
 set local role heliograph_owner;
 
+-- What an instance said after the close, when it is better than what it had said by then: it may have applied since what it had refused. In a
+-- table of its own, because the published receipts must stay as they are, and because the key of ledger.receipt is what the previous release
+-- upserts by. Late answers from then stand in ledger.receipt, where nothing had been said before.
+create table ledger.late_receipt (
+    version        text not null,
+    instance       text not null,
+    subscription   bigint not null,
+    day            date not null,
+    state          ledger.state not null,
+    reason         text,
+    applied_at_us  bigint not null,
+    received_at_us bigint not null,
+    connection     text not null,
+    node           text not null,
+    trace          text,
+    primary key (version, instance, subscription)
+);
+create index late_receipt_age on ledger.late_receipt (day);
+grant select, insert, update on ledger.late_receipt to heliograph_ledger;
+
+-- Every answer that is kept; of one subscription there may be several.
+create view ledger.told as
+    select version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, late from ledger.receipt
+    union all
+    select version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, true from ledger.late_receipt;
+grant select on ledger.told to heliograph_ledger;
+
+-- As in 0005, and late answers by their age, too.
+create or replace function ledger.retain(p_receipts_before date, p_versions_before_us bigint, p_subscriptions_before_us bigint) returns int
+language plpgsql security definer set search_path = ledger, pg_temp set timezone = 'UTC' as $$
+declare
+    v_table text;
+    v_dropped int := 0;
+begin
+    for v_table in
+        select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+        where i.inhparent = 'ledger.receipt'::regclass and c.relname ~ '^receipt_[0-9]{8}$'
+          and to_date(right(c.relname, 8), 'YYYYMMDD') < p_receipts_before
+    loop
+        execute format('drop table ledger.%I', v_table);
+        v_dropped := v_dropped + 1;
+    end loop;
+    delete from ledger.receipt_default where day < p_receipts_before;
+    delete from ledger.late_receipt where day < p_receipts_before;
+    delete from ledger.fan_out where done_at_us < p_versions_before_us;
+    delete from ledger.version
+     where committed_at_us < p_versions_before_us and closed_at_us is not null and audit is distinct from 'pending';
+    delete from ledger.subscription where until_us < p_subscriptions_before_us;
+    delete from ledger.node where lost and alive_at_us < p_subscriptions_before_us;
+    return v_dropped;
+end $$;
+
 create function ledger.refusals(p_version text) returns table (instance text, reason text) language sql stable as $$
-  -- who refuses the version, with each reason it gave: subscriptions that have not answered anything better
+  -- who refuses the version, with each reason it gave: subscriptions that have not answered anything better, on whatever day
   select distinct r.instance, coalesce(r.reason, 'rejected without a reason')
     from (select a.instance, a.reason, max(a.state) over (partition by a.instance, a.subscription) as best
-            from ledger.receipt a where a.version = p_version) r
+            from ledger.told a where a.version = p_version) r
    where r.best = 'rejected'
 $$;
 
+-- What it costs grows with the answers of a version, not with how many reasons they give.
+--
 -- Groups what a batch of answers refuses of one version into letters; p_reasons: each once. Which letter a reason goes to:
 --   the one with this reason; else the one of this version that was told again and is now refused once more; else a new one;
 --   beyond p_groups of a version, the one named `other reasons`.

@@ -81,20 +81,38 @@ update ledger.subscription s
  where s.connection = e.connection and s.subscription = e.subscription and (s.until_us is null or s.until_us > e.until_us);
 
 -- name: store_answers
--- Keeps the better of two answers (the same order as answers.better). What comes after the close changes nothing that was there. A version
--- that is known by name only was never closed: its story may come yet.
+-- Keeps the better of two answers (the same order as answers.better). What comes after the close changes nothing that was there: it is kept
+-- beside that, when it is better. A version that is known by name only was never closed: its story may come yet.
+with said as materialized (
+    select n.*, (to_timestamp(n.received_at_us / 1e6) at time zone 'UTC')::date as day,
+           coalesce(v.closed_at_us is not null and v.outcome <> 'unseen', false) as late
+      from unnest($1::text[], $2::text[], $3::bigint[], $4::ledger.state[], $5::text[], $6::bigint[], $7::bigint[], $8::text[], $9::text[],
+                  $10::text[])
+           as n(version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, trace)
+      left join ledger.version v on v.version = n.version
+), after_the_close as (
+    insert into ledger.late_receipt as known
+           (version, instance, subscription, day, state, reason, applied_at_us, received_at_us, connection, node, trace)
+    select s.version, s.instance, s.subscription, s.day, s.state, s.reason, s.applied_at_us, s.received_at_us, s.connection, s.node, s.trace
+      from said s
+      left join lateral (select r.state, r.received_at_us from ledger.receipt r
+                          where r.version = s.version and r.instance = s.instance and r.subscription = s.subscription and r.day = s.day
+                          limit 1) published on true
+     where s.late and (published.state is null or (s.state, -s.received_at_us) > (published.state, -published.received_at_us))
+    on conflict (version, instance, subscription) do update
+       set day = excluded.day, state = excluded.state, reason = excluded.reason, applied_at_us = excluded.applied_at_us,
+           received_at_us = excluded.received_at_us, connection = excluded.connection, node = excluded.node, trace = excluded.trace
+     where (excluded.state, -excluded.received_at_us, -excluded.applied_at_us, coalesce(excluded.reason, '') collate "C")
+         > (known.state, -known.received_at_us, -known.applied_at_us, coalesce(known.reason, '') collate "C")
+)
 insert into ledger.receipt as known
        (version, instance, subscription, day, state, reason, applied_at_us, received_at_us, connection, node, trace, late)
-select n.version, instance, subscription, (to_timestamp(n.received_at_us / 1e6) at time zone 'UTC')::date, state::ledger.state, reason,
-       applied_at_us, n.received_at_us, connection, node, n.trace, coalesce(v.closed_at_us is not null and v.outcome <> 'unseen', false)
-  from unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[], $9::text[], $10::text[])
-       as n(version, instance, subscription, state, reason, applied_at_us, received_at_us, connection, node, trace)
-  left join ledger.version v on v.version = n.version
+select version, instance, subscription, day, state, reason, applied_at_us, received_at_us, connection, node, trace, false
+  from said where not late
 on conflict (version, instance, subscription, day) do update
    set state = excluded.state, reason = excluded.reason, applied_at_us = excluded.applied_at_us,
        received_at_us = excluded.received_at_us, connection = excluded.connection, node = excluded.node, trace = excluded.trace
- where not excluded.late
-   and (excluded.state, -excluded.received_at_us, -excluded.applied_at_us, coalesce(excluded.reason, '') collate "C")
+ where (excluded.state, -excluded.received_at_us, -excluded.applied_at_us, coalesce(excluded.reason, '') collate "C")
      > (known.state, -known.received_at_us, -known.applied_at_us, coalesce(known.reason, '') collate "C");
 
 -- name: note_answers
@@ -268,7 +286,7 @@ select payload from ledger.head where namespace = $1 and environment = $2;
 select * from (
     select distinct on (instance collate "C", subscription) instance, subscription, state::text, reason, applied_at_us,
            received_at_us, connection, node, late
-      from ledger.receipt
+      from ledger.told
      where version = $1 and (instance collate "C", subscription) > ($2, $3)
      order by instance collate "C", subscription, late, state desc, received_at_us
 ) r where $4::text is null or state = $4
@@ -323,7 +341,12 @@ select s.instance, s.subscription, s.connection, s.incarnation, s.node, s.region
           on r.version = c.version and r.instance = s.instance and r.subscription = s.subscription
          and r.state in ('applied', 'unaffected') and r.applied_at_us <= $3
          and r.day >= (to_timestamp(c.committed_at_us / 1e6) at time zone 'UTC')::date - 1
-       order by c.epoch desc, c.number desc, r.applied_at_us limit 1) ran on true
+       union all
+      select c.epoch, c.number, c.version, r.applied_at_us
+        from committed c join ledger.late_receipt r
+          on r.version = c.version and r.instance = s.instance and r.subscription = s.subscription
+         and r.state in ('applied', 'unaffected') and r.applied_at_us <= $3
+       order by epoch desc, number desc, at_us limit 1) ran on true
   left join lateral (
       select s.runs_epoch as epoch, s.runs_number as number, s.runs_version as version, s.runs_since_us as at_us
        where s.runs_since_us <= $3) ended on ran.version is null
