@@ -89,6 +89,41 @@ async def test_of_many_receipts_in_one_record_only_those_that_postgresql_refuses
     assert letter["reason"] == "PostgreSQL refuses it: CheckViolationError"
 
 
+async def test_what_is_refused_at_the_door_and_by_postgresql_in_one_record_is_all_set_aside(stage, story, database):
+    await run_as_owner(database, "alter table ledger.receipt add constraint no_b check (instance not in ('b', 'd'))")
+    v = story.version(received=0)
+    said = [story.answer(name, v, "rejected", 5, reason="x\0y" if name == "c" else "no") for name in "abcd"]
+    await stage.commit(v, at=2)
+    async with stage.leading() as term:
+        await stage.raw_receipt(msgspec.json.encode(Receipts.of(said)))
+        await stage.caught_up(term)
+    [letter] = [each for each in await dead_letters(stage) if each["stream"] == "receipts"]
+    assert [row.instance for row in msgspec.json.decode(letter["body"], type=Receipts).rows] == ["b", "c", "d"]
+    assert [row["instance"] for row in await stage.rows("select instance from ledger.receipt")] == ["a"]
+    assert stage.metric("dead_letters", "_total", stream="receipts") == 1
+
+
+ANOTHER_LOG = """
+set session_replication_role = replica;
+truncate eventlog.log_receipt;
+update eventlog.log_receipt_shard set next_position = 1;
+update ledger.mark set identity = 'the log before';
+update eventlog.dead_letter set log = 'the log before/1';
+"""
+
+
+async def test_a_bad_record_of_another_log_at_the_same_place_is_a_letter_of_its_own(stage, story, database):
+    await stage.raw_receipt(b"{}")
+    async with stage.leading() as term:
+        await stage.caught_up(term)
+    await run_as_owner(database, ANOTHER_LOG)
+    await stage.raw_receipt(b'{"other":1}')
+    stage.new_ledger()
+    async with stage.leading() as term:
+        await stage.caught_up(term)
+    assert [letter["body"] for letter in await dead_letters(stage)] == [b"{}", b'{"other":1}']
+
+
 async def test_setting_aside_again_makes_no_second_letter(stage, story, database):
     await stage.raw_receipt(b"{}")
     for _ in range(2):

@@ -1,7 +1,7 @@
 """Records and deliveries set aside after bounded retries, with their reason, so that one of them never stops the others.
 
-A letter is one failure of one consumer. Setting aside is idempotent: by (stream, consumer, shard, position) for a record, by (version, reason) for
-rejections of instances, which the ledger groups. Telling one again that fails again is the same letter, waiting once more, with one attempt more.
+A letter is one failure of one consumer. Setting aside is idempotent: by log, stream, consumer, shard and position for a record, by (version, reason)
+for rejections of instances, which the ledger groups. Telling one again that fails again is the same letter, waiting once more, with one attempt more.
 """
 
 from __future__ import annotations
@@ -81,14 +81,19 @@ _MATCHES: Final = """($1::text is null or stream = $1) and ($2::text is null or 
 # --- consumers set aside ------------------------------------------------------------------------------------------------------------
 
 
-async def set_aside(pool: Pool, record: Record, *, consumer: str, reason: str, attempts: int) -> None:
-    """Idempotent by (stream, consumer, shard, position)."""
+async def set_aside(
+    to: Pool | Connection, record: Record, *, consumer: str, reason: str, attempts: int, log_id: str = ""
+) -> None:
+    """Idempotent by (stream, consumer, shard, position, log_id). ``to``: with a connection, in the transaction it is in.
+
+    ``log_id``: names the log, and its timeline, for a consumer that may come to read another one.
+    """
     namespace, environment = _place(record)
     with translating():
-        await pool.execute(
+        await to.execute(
             """insert into eventlog.dead_letter (stream, consumer, shard, position, key, body, reason, attempts, trace, namespace, environment,
-                                                 logged_at_us)
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) on conflict do nothing""",
+                                                 logged_at_us, log)
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) on conflict do nothing""",
             str(record.stream),
             consumer,
             record.shard,
@@ -101,6 +106,7 @@ async def set_aside(pool: Pool, record: Record, *, consumer: str, reason: str, a
             namespace,
             environment,
             record.committed_at_us,
+            log_id,
         )
     log.error(
         "dead_letter",

@@ -168,6 +168,12 @@ begin
     return v_done;
 end $$;
 
+-- A position alone names no record: another log begins at the first one again, and so may a higher timeline after a lost tail. '': not told, as
+-- by sync nodes, which follow one log and read it from its beginning at each start, and by the previous release.
+alter table eventlog.dead_letter add column log text not null default '';
+alter table eventlog.dead_letter drop constraint dead_letter_stream_consumer_shard_position_key;
+alter table eventlog.dead_letter add constraint dead_letter_of_record unique (stream, consumer, shard, position, log);
+
 revoke execute on function ledger.refusals(text),
   ledger.set_rejections_aside(text, text, bigint, text, text[], bigint[], text[], bytea[], int, int) from public;
 grant execute on function ledger.refusals(text),

@@ -1,8 +1,8 @@
 """Takes in the log: both streams, in batches, each batch's effects and marks in one transaction.
 
-A record that cannot be taken in never stops the others. What does not parse is set aside at once; when PostgreSQL refuses a batch
-because of what a row says, the batch is halved until the one is found. Setting aside is idempotent and comes before the mark, so a crash
-between the two repeats it without a trace.
+A record that cannot be taken in never stops the others. What does not parse is set aside; when PostgreSQL refuses a batch because of
+what a row says, the batch is halved until the one is found. Setting aside is part of the transaction that moves the mark behind the
+record: of one record there is one letter, and it holds all that was refused of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import msgspec
 import structlog
 
 from heliograph.core.errors import HeliographError
-from heliograph.eventlog.dead_letters import set_aside
 from heliograph.eventlog.ports import Gap, Log, Marks, Record, Stream
-from heliograph.runtime.postgres import Pool
 from heliograph.runtime.retry import until_available
 from heliograph.services.ledger import intake
 from heliograph.services.ledger.batch import Batch, Poison
@@ -52,7 +50,6 @@ class Consumer:
         ledger: Ledger,
         *,
         registry: Registry,
-        pool: Pool,
         metrics: Metrics,
         now_us: Callable[[], int],
     ) -> None:
@@ -60,7 +57,6 @@ class Consumer:
         self._writer = writer
         self._ledger = ledger
         self._registry = registry
-        self._pool = pool
         self._metrics = metrics
         self._now_us = now_us
         self._queue: asyncio.Queue[list[Record]] = asyncio.Queue(QUEUED_BATCHES)
@@ -190,16 +186,10 @@ class Consumer:
         await self._commit(Batch(poison=poison), [record])
 
     async def _takes(self, record: Record, part: bytes) -> bool:
-        batch = Batch()
-        batch.add(msgspec.structs.replace(record, body=part), self._now_us())
-        try:
-            await self._write(batch, {})
-        except UNREADABLE:
-            return False
-        return not batch.poison
+        return await self.take_in_again(msgspec.structs.replace(record, body=part)) is None
 
     async def take_in_again(self, record: Record) -> str | None:
-        """One that was set aside before; the log's marks stay. Returns what is wrong with it still. Raises Unavailable."""
+        """One that was refused before; the log's marks stay. Returns what is wrong with it still. Raises Unavailable."""
         batch = Batch()
         batch.add(record, self._now_us())
         if batch.poison:
@@ -211,17 +201,17 @@ class Consumer:
         return None
 
     async def _commit(self, batch: Batch, records: Sequence[Record]) -> None:
+        await self._write(batch, self._after(records))
         for poison in batch.poison:
-            await set_aside(self._pool, poison.record, consumer="ledger", reason=poison.reason, attempts=1)
             self._metrics.dead_letters.labels(str(poison.record.stream)).inc()
-        progress = self._after(records)
-        await self._write(batch, progress)
 
     async def _write(self, batch: Batch, progress: dict[Stream, Progress]) -> None:
         async with self._writer.transaction():
             await self._writer.not_flushed()
             earlier = await self._writer.write(batch)
             asides = await self._writer.set_rejections_aside(batch)
+            for poison in batch.poison:
+                await self._writer.set_aside(poison, self._progress[poison.record.stream].identity)
             for stream, reached in progress.items():
                 await self._writer.set_progress(stream, reached)
         self._progress |= progress

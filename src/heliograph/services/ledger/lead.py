@@ -44,9 +44,7 @@ class Term:
     def __init__(self, leader: Leader, writer: Writer) -> None:
         settings, metrics, now_us = leader.settings, leader.metrics, leader.now_us
         self.writer = writer
-        self.consumer = Consumer(
-            leader.log, writer, leader.ledger, registry=leader.registry, pool=leader.pool, metrics=metrics, now_us=now_us
-        )
+        self.consumer = Consumer(leader.log, writer, leader.ledger, registry=leader.registry, metrics=metrics, now_us=now_us)
         self.auditor = Auditor(writer, leader.registry, attempts=settings.audit_attempts, metrics=metrics, now_us=now_us)
         self.keeper = Keeper(
             settings,

@@ -17,9 +17,10 @@ from heliograph.core.digest import digest
 from heliograph.core.events import Receipts, Received, Row, Unsubscribed
 from heliograph.core.frames import Fingerprint
 from heliograph.core.records import Head
+from heliograph.eventlog.dead_letters import set_aside
 from heliograph.runtime.postgres import Connection, Pool, translating
 from heliograph.services.ledger.answers import Address, Answer, Line, Point, digest_of
-from heliograph.services.ledger.batch import Batch
+from heliograph.services.ledger.batch import Batch, Poison
 from heliograph.services.ledger.board import Board, Interval, profile_from
 from heliograph.services.ledger.intake import bounded
 from heliograph.services.ledger.propagation import Commit, Hop
@@ -124,6 +125,12 @@ class Writer:
         text = msgspec.json.encode(closed).decode()
         await self._run("close", version, closed.closed_at_us, closed.outcome, text, closed.digest)
         return closed
+
+    async def set_aside(self, poison: Poison, identity: str) -> None:
+        """Makes a letter of it, unless there is one. ``identity``: of the log it stood in."""
+        record = poison.record
+        log_id = f"{identity}/{record.timeline}"
+        await set_aside(self._connection, record, consumer="ledger", reason=poison.reason, attempts=1, log_id=log_id)
 
     async def audits_due(self, now_us: int, limit: int) -> list[Audit]:
         rows = await self._connection.fetch(SQL["audits_due"], now_us, limit)
