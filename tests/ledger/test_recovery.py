@@ -136,3 +136,87 @@ async def test_the_leader_begins_a_new_term_when_its_connection_is_cut(stage, st
         leading.cancel()
     await admin.close()
     assert counts(report) == {"applied": 1}
+
+
+# --- a node that was cut from the log for long, and speaks again ---------------------------------------------------------------------------
+
+
+FORGOTTEN = "select instance, until_us, ended from ledger.subscription where node = 'node-1' order by instance"
+
+
+async def forgotten(stage, story, term, *names: str):
+    """``names`` are on node-1, of which nothing is heard for more than five minutes; ``steady`` is on node-2."""
+    await stage.receipts(story.alive(-1), *(story.subscribed(name, -1) for name in names))
+    await stage.receipts(story.alive(-1, node="node-2"), story.subscribed("steady", -1, node="node-2"))
+    await stage.caught_up(term)
+    for ms in (11_000, 400_000):
+        await stage.receipts(story.alive(ms, node="node-2"))
+        stage.clock.set(ms)
+        await stage.caught_up(term)
+        await term.keeper.tick()
+        await term.keeper.sweep()
+    assert {row["ended"] for row in await stage.rows(FORGOTTEN)} == {"node lost"}
+
+
+async def speaks_again(stage, story, term):
+    await stage.receipts(story.alive(400_100))
+    stage.clock.set(400_200)
+    await stage.caught_up(term)
+
+
+async def test_clients_of_a_node_that_speaks_again_after_it_was_forgotten_count(stage, story, counts):
+    async with stage.leading() as term:
+        await forgotten(stage, story, term, "a")
+        during = await stage.commit(story.version(received=400_050), at=400_052)
+        await speaks_again(stage, story, term)
+        v = await stage.commit(story.version(received=401_000), at=401_002)
+        await stage.receipts(
+            story.answer("steady", v, "applied", 401_010, node="node-2"), story.answer("a", v, "rejected", 401_010, reason="no")
+        )
+        await stage.caught_up(term)
+        assert counts(await stage.report(during.number)) == {"superseded": 1, "missing": 1}
+        assert counts(await stage.report(v.number)) == {"applied": 1, "rejected": 1}
+    assert [tuple(row) for row in await stage.rows(FORGOTTEN)] == [("a", None, None)]
+    stage.new_ledger()
+    async with stage.leading() as term:
+        assert counts(await stage.report(v.number)) == {"applied": 1, "rejected": 1}
+
+
+async def test_one_that_came_back_elsewhere_stays_there(stage, story, counts):
+    async with stage.leading() as term:
+        await forgotten(stage, story, term, "a", "b", "c")
+        await stage.receipts(story.subscribed("b", 400_050, node="node-2"))
+        await stage.receipts(story.subscribed("c", 400_050, node="node-2"), story.unsubscribed("c", 400_060, node="node-2"))
+        await speaks_again(stage, story, term)
+        v = await stage.commit(story.version(received=401_000), at=401_002)
+        await stage.receipts(*(story.answer(name, v, "applied", 401_010, node="node-2") for name in ("b", "steady")))
+        await stage.caught_up(term)
+        assert counts(await stage.report(v.number)) == {"applied": 2, "missing": 1}
+    assert [row["until_us"] is None for row in await stage.rows(FORGOTTEN)] == [True, False, False]
+
+
+@pytest.mark.parametrize("first", ["the node", "the goodbye", "both at once"])
+async def test_one_that_left_while_its_node_was_cut_off_has_left(stage, story, counts, first):
+    """The node kept what it had to tell; in the log, an instance's records and its node's have no order between them."""
+    goodbye = story.unsubscribed("a", 400_060)
+    async with stage.leading() as term:
+        await forgotten(stage, story, term, "a")
+        while_there = await stage.commit(story.version(received=400_050), at=400_052)
+        await stage.caught_up(term)
+        if first == "the goodbye":
+            await stage.receipts(goodbye)
+            await stage.caught_up(term)
+        if first == "both at once":
+            await stage.receipts(goodbye, story.alive(400_100))
+        await speaks_again(stage, story, term)
+        if first == "the node":
+            await stage.receipts(goodbye)
+            await stage.caught_up(term)
+        v = await stage.commit(story.version(received=401_000), at=401_002)
+        await stage.caught_up(term)
+        found = [counts(await stage.report(each.number)) for each in (while_there, v)]
+    assert found == [{"left": 1, "missing": 1}, {"missing": 1}]
+    assert [tuple(row) for row in await stage.rows(FORGOTTEN)] == [("a", story.at(400_060), "closed")]
+    stage.new_ledger()
+    async with stage.leading() as term:
+        assert [counts(await stage.report(each.number)) for each in (while_there, v)] == found

@@ -168,6 +168,9 @@ begin
     return v_done;
 end $$;
 
+-- Those that a node may bring back when it speaks again.
+create index subscription_of_forgotten_node on ledger.subscription (node) where ended = 'node lost';
+
 -- A position alone names no record: another log begins at the first one again, and so may a higher timeline after a lost tail. '': not told, as
 -- by sync nodes, which follow one log and read it from its beginning at each start, and by the previous release.
 alter table eventlog.dead_letter add column log text not null default '';

@@ -24,6 +24,7 @@ from heliograph.services.ledger.report import milliseconds
 
 MAX_LABELS = 8  # of one instance, in its group keys
 NOBODY: frozenset[int] = frozenset()
+NODE_LOST = "node lost"
 
 
 @lru_cache(maxsize=256)
@@ -34,14 +35,28 @@ def only_one(subscription: int) -> frozenset[int]:
 
 @dataclass(slots=True)
 class Interval:
-    """One subscription on one connection; ``until_us`` None: live."""
+    """One subscription on one connection; ``until_us`` None: live. ``assumed``: its node was lost for so long that it passes for gone."""
 
     node: str
     since_us: int
     until_us: int | None = None
+    assumed: bool = False
 
     def contains(self, at_us: int) -> bool:
         return self.since_us <= at_us and (self.until_us is None or at_us < self.until_us)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stay:
+    """One stored subscription."""
+
+    address: Address
+    instance: str
+    slot: tuple[str, int]  # connection, subscription
+    interval: Interval
+    order: tuple[int, int]
+    profile: Profile
+    runs: Point | None
 
 
 @dataclass(slots=True)
@@ -136,24 +151,15 @@ class Board:
     def restore_node(self, name: str, alive_at_us: int, *, lost: bool) -> None:
         self._nodes[name] = Node(alive_at_us, lost)
 
-    def restore(
-        self,
-        address: Address,
-        name: str,
-        *,
-        slot: tuple[str, int],
-        interval: Interval,
-        order: tuple[int, int],
-        profile: Profile,
-        runs: Point | None,
-    ) -> None:
-        """One stored subscription. Told in the order of their connections, before any propagation."""
-        self._heard(interval.node, interval.since_us)
-        instance = self._environment(address).instances.setdefault(name, Instance(profile, order))
-        instance.order, instance.profile = order, profile
-        instance.intervals[slot] = interval
-        if runs:
-            instance.reach(slot[1], runs)
+    def restore(self, stay: Stay) -> Instance:
+        """Told in the order of their connections, before any propagation."""
+        self._heard(stay.interval.node, stay.interval.since_us)
+        instance = self._environment(stay.address).instances.setdefault(stay.instance, Instance(stay.profile, stay.order))
+        instance.order, instance.profile = stay.order, stay.profile
+        instance.intervals[stay.slot] = stay.interval
+        if stay.runs:
+            instance.reach(stay.slot[1], stay.runs)
+        return instance
 
     # --- what happened ---
 
@@ -191,14 +197,24 @@ class Board:
             interval.until_us = min((each.since_us for each in others if each.since_us >= event.at_us), default=event.at_us)
         self._reconsider(environment, event.instance, instance, event.at_us)
 
+    def revived(self, stay: Stay, gone_us: int) -> None:
+        """Its node speaks again, and it is on its instance's newest connection: it was there all the time, also since ``gone_us``."""
+        instance = self.restore(stay)
+        self._reconsider(self._environment(stay.address), stay.instance, instance, gone_us)
+
     def unsubscribed(self, event: Unsubscribed) -> None:
         environment = self._environment(Address(event.namespace, event.environment))
         instance = environment.instances.get(event.instance)
         interval = instance.intervals.get((event.connection, event.subscription)) if instance else None
         if instance is None or interval is None:
             return
+        before_us = event.at_us if interval.until_us is None else interval.until_us
+        if interval.assumed:  # now it is known when it went: that, or when it came back elsewhere
+            newer = (each.since_us for (connection, _), each in instance.intervals.items() if connection != event.connection)
+            interval.until_us = min((each for each in newer if each > interval.since_us), default=event.at_us)
         interval.until_us = event.at_us if interval.until_us is None else min(interval.until_us, event.at_us)
-        self._reconsider(environment, event.instance, instance, interval.until_us)
+        interval.assumed = event.reason == NODE_LOST
+        self._reconsider(environment, event.instance, instance, min(before_us, interval.until_us))
 
     def received(self, event: Receipts, answers: Sequence[Answer]) -> None:
         """``answers``: what is kept of each row."""

@@ -208,14 +208,14 @@ class Consumer:
     async def _write(self, batch: Batch, progress: dict[Stream, Progress]) -> None:
         async with self._writer.transaction():
             await self._writer.not_flushed()
-            earlier = await self._writer.write(batch)
+            written = await self._writer.write(batch)
             asides = await self._writer.set_rejections_aside(batch)
             for poison in batch.poison:
                 await self._writer.set_aside(poison, self._progress[poison.record.stream].identity)
             for stream, reached in progress.items():
                 await self._writer.set_progress(stream, reached)
         self._progress |= progress
-        self._ledger.took_in(batch, earlier)
+        self._ledger.took_in(batch, written)
         self._metrics.dead_letters.labels("deliveries").inc(asides.count("new"))
         self._metrics.dead_letters_failed_again.labels("deliveries").inc(asides.count("again"))
         for state, count in Counter(answer.state for _, _, answer in batch.answers.values()).items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -13,7 +13,7 @@ from heliograph.core.events import FannedOut, NodeAlive, Subscribed, Unsubscribe
 from heliograph.services.ledger.answers import Address
 from heliograph.services.ledger.batch import Answers, Batch
 from heliograph.services.ledger.board import Board
-from heliograph.services.ledger.postgres import Earlier, Tables
+from heliograph.services.ledger.postgres import Tables, Written
 from heliograph.services.ledger.propagation import Propagation
 from heliograph.services.ledger.report import Report
 from heliograph.services.ledger.waiting import WaitingRoom, Wanted
@@ -113,13 +113,14 @@ class Ledger:
         self.board, self.horizon_us, self.follows = board, 0, False
         self._tell_all()
 
-    def took_in(self, batch: Batch, earlier: Mapping[str, Earlier]) -> None:
-        """The batch is committed. ``earlier``: of each version that was new to the tables."""
+    def took_in(self, batch: Batch, written: Written) -> None:
+        """The batch is committed."""
+        for stay, gone_us in written.back:
+            self.board.revived(stay, gone_us)
         for event in batch.events:
             self._place(event)
         for commit, _ in batch.commits.values():
-            if commit.version in earlier:
-                before = earlier[commit.version]
+            if before := written.earlier.get(commit.version):
                 self.board.opened(commit, before.answers, before.hops)
         self._spread()
 

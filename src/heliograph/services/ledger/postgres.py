@@ -21,7 +21,7 @@ from heliograph.eventlog.dead_letters import set_aside
 from heliograph.runtime.postgres import Connection, Pool, translating
 from heliograph.services.ledger.answers import Address, Answer, Line, Point, digest_of
 from heliograph.services.ledger.batch import Batch, Poison
-from heliograph.services.ledger.board import Board, Interval, profile_from
+from heliograph.services.ledger.board import NODE_LOST, Board, Interval, Stay, profile_from
 from heliograph.services.ledger.intake import bounded
 from heliograph.services.ledger.propagation import Commit, Hop
 from heliograph.services.ledger.report import Report
@@ -47,6 +47,15 @@ class Earlier:
 
     answers: list[tuple[str, int, Answer]] = field(default_factory=list)
     hops: dict[str, Hop] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the board has to know of what was stored. ``earlier``: by id, of each version that is new, what had been stored of it before.
+    ``back``: subscriptions that are live again, and since when they had passed for gone."""
+
+    earlier: dict[str, Earlier]
+    back: list[tuple[Stay, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +113,17 @@ class Writer:
         tells them again. What is committed later, and flushed, is never there without it."""
         await self._connection.fetchval(SQL["not_flushed"])
 
-    async def write(self, batch: Batch) -> dict[str, Earlier]:
-        """Stores all effects; for each version that is new, by id, what had been stored of it before."""
+    async def write(self, batch: Batch) -> Written:
+        """Stores all effects."""
+        back = await self._revive(batch)
         await self._write_subscriptions(batch)
         await self._write_answers(batch)
         await self._write_nodes(batch)
-        return await self._write_versions(batch)
+        return Written(await self._write_versions(batch), back)
+
+    async def _revive(self, batch: Batch) -> list[tuple[Stay, int]]:
+        alive = ((event.node, event.at_us) for event in batch.nodes.values() if not event.leaving)
+        return [(_stay(row), row["gone_us"]) for row in await self._columns("revive_subscriptions", alive)]
 
     async def lose_nodes(self, nodes: Iterable[str], at_us: int) -> None:
         await self._run("lose_nodes", list(nodes), at_us)
@@ -117,7 +131,7 @@ class Writer:
     async def forget_nodes(self, alive_before_us: int, now_us: int) -> list[Unsubscribed]:
         """Ends the subscriptions on nodes lost for that long; returns what a goodbye would have said."""
         rows = await self._connection.fetch(SQL["forget_nodes"], alive_before_us, now_us)
-        return [Unsubscribed(**row, reason="node lost", at_us=now_us) for row in rows]
+        return [Unsubscribed(**row, reason=NODE_LOST, at_us=now_us) for row in rows]
 
     async def close(self, version: str, report: Report) -> Report:
         """Closes the propagation with the digest over the receipts there are now; returns the report with it."""
@@ -358,7 +372,7 @@ async def _board(connection: Connection, commits: list[Commit], subscriptions: s
     for row in await connection.fetch(SQL["nodes"]):
         board.restore_node(row["node"], row["alive_at_us"], lost=row["lost"])
     async for row in connection.cursor(SQL[subscriptions], *which, prefetch=_CHUNK):
-        _restore(board, row)
+        board.restore(_stay(row))
     earlier = await _earlier(connection, [commit.version for commit in commits])
     for commit in commits:
         board.opened(commit, earlier[commit.version].answers, earlier[commit.version].hops)
@@ -397,13 +411,13 @@ def _commit(row: asyncpg.Record) -> Commit:
     )
 
 
-def _restore(board: Board, row: asyncpg.Record) -> None:
+def _stay(row: asyncpg.Record) -> Stay:
     fingerprint = msgspec.json.decode(row["fingerprint"], type=Fingerprint)
-    board.restore(
-        Address(row["namespace"], row["environment"]),
-        row["instance"],
+    return Stay(
+        address=Address(row["namespace"], row["environment"]),
+        instance=row["instance"],
         slot=(row["connection"], row["subscription"]),
-        interval=Interval(row["node"], row["since_us"], row["until_us"]),
+        interval=Interval(row["node"], row["since_us"], row["until_us"], assumed=row["ended"] == NODE_LOST),
         order=(row["incarnation"], row["since_us"]),
         profile=profile_from(row["region"], fingerprint),
         runs=Point(row["runs_epoch"], row["runs_number"]) if row["runs_number"] is not None else None,

@@ -75,10 +75,17 @@ update ledger.subscription older
  where older.connection = newer.connection and older.subscription = newer.subscription;
 
 -- name: end_subscriptions
+-- The first goodbye counts, and any before what was assumed of a forgotten node, unless another connection of the instance came first.
 update ledger.subscription s
-   set until_us = least(s.until_us, e.until_us), ended = e.reason
+   set ended = e.reason,
+       until_us = case when s.ended is distinct from 'node lost' then least(s.until_us, e.until_us)
+                  else least(e.until_us, (select min(n.since_us) from ledger.subscription n
+                                           where n.namespace = s.namespace and n.environment = s.environment and n.instance = s.instance
+                                             and n.connection <> s.connection and (n.incarnation, n.since_us) > (s.incarnation, s.since_us)))
+                  end
   from unnest($1::text[], $2::bigint[], $3::bigint[], $4::text[]) as e(connection, subscription, until_us, reason)
- where s.connection = e.connection and s.subscription = e.subscription and (s.until_us is null or s.until_us > e.until_us);
+ where s.connection = e.connection and s.subscription = e.subscription 
+   and (s.until_us is null or s.until_us > e.until_us or s.ended = 'node lost');
 
 -- name: store_answers
 -- Keeps the better of two answers (the same order as answers.better). What comes after the close changes nothing that was there: it is kept
@@ -161,6 +168,24 @@ update ledger.subscription s set until_us = $2, ended = 'node lost'
  where n.node = s.node and n.lost and n.alive_at_us < $1 and s.until_us is null
 returning s.connection, s.subscription, s.namespace, s.environment, s.instance, s.node;
 
+-- name: revive_subscriptions
+-- Before any other news. Of a lost node that is alive: its clients have been on it all the time, but for those who came back elsewhere. What it
+-- kept to tell, goodbyes too, it tells yet. gone_us: since when they passed for gone.
+with back as (
+    select e.node from unnest($1::text[], $2::bigint[]) as e(node, alive_at_us)
+      join ledger.node n on n.node = e.node and n.lost and n.alive_at_us <= e.alive_at_us
+), gone as (
+    select o.connection, o.subscription, o.until_us as gone_us
+      from back join ledger.subscription o on o.node = back.node and o.ended = 'node lost'
+     where not exists (select from ledger.subscription n
+                        where n.namespace = o.namespace and n.environment = o.environment and n.instance = o.instance
+                          and n.connection <> o.connection and (n.incarnation, n.since_us) > (o.incarnation, o.since_us))
+)
+update ledger.subscription s set until_us = null, ended = null
+  from gone where s.connection = gone.connection and s.subscription = gone.subscription
+returning s.connection, s.subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us, ended,
+          runs_epoch, runs_number, gone_us;
+
 -- name: add_versions
 -- Returns those that are new, or were only known by name (the latter: there was a row).
 insert into ledger.version as known (namespace, environment, epoch, number, version, received_at_us, committed_at_us, trace)
@@ -213,14 +238,14 @@ select namespace, environment, epoch, number, version, received_at_us, committed
 
 -- name: subscriptions_of
 -- Of one environment, as `subscriptions`.
-select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us,
+select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us, ended,
        runs_epoch, runs_number
   from ledger.subscription where namespace = $1 and environment = $2 and (until_us is null or until_us >= $3)
  order by incarnation, since_us;
 
 -- name: subscriptions
 -- In the order in which they came, so that the newest connection of an instance is told last.
-select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us,
+select connection, subscription, namespace, environment, instance, incarnation, node, region, fingerprint, since_us, until_us, ended,
        runs_epoch, runs_number
   from ledger.subscription where until_us is null or until_us >= $1
  order by incarnation, since_us;
