@@ -15,7 +15,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from heliograph.core import dsse
-from heliograph.core.errors import Corrupt, NotReady, Unavailable
+from heliograph.core.errors import Corrupt, Forbidden, HeliographError, NotFound, NotReady, Unavailable
 from heliograph.core.events import HeadEvent, RevokedEvent, VersionEvent
 from heliograph.core.times import to_us
 from heliograph.core.token import parse
@@ -214,7 +214,7 @@ async def test_dead_letter_of_a_revocation_is_told_again(author: Author, sql: An
 
 @asynccontextmanager
 async def ledger_that_says(
-    port: int, answer: Any, *, away: int = 0, holds: bool = False
+    port: int, answer: Any, *, away: int = 0, holds: bool = False, refuses: HeliographError | None = None
 ) -> AsyncIterator[list[tuple[str, Request]]]:
     """The ledger's side of the contract, as far as the registry knows it. ``away``: questions that it sends elsewhere first; ``holds``: all that
     may take longer than a moment, for ever."""
@@ -228,6 +228,8 @@ async def ledger_that_says(
             raise NotReady("this ledger is going away", retry_after=1)
         if holds and float(request.query_params["timeout"]) > CUT_S:
             await asyncio.Event().wait()
+        if refuses:
+            raise refuses
         return Json(answer)
 
     stop, started = asyncio.Event(), asyncio.Event()
@@ -271,6 +273,22 @@ async def test_story_that_may_lack_instances_does_not_count_as_reached(author: A
         said = good(await author.put("a", 1, headers={"Prefer": "wait=0.1"}), 201)
     assert (said["wait"]["reached"], said["propagation"]) == (False, story)
     assert said["wait"]["problem"] == "the ledger has not read the whole log yet"
+
+
+@pytest.mark.parametrize(
+    ("refuses", "problem"),
+    [
+        (NotFound("no such propagation"), "the ledger does not know the version yet"),
+        (Forbidden("not a service"), "the ledger refuses to answer (403)"),
+        (NotReady("no board"), "the ledger cannot answer now (503)"),
+    ],
+)
+async def test_ledger_that_answers_with_an_error_is_not_called_unreachable(
+    author: Author, registry: Running, refuses: HeliographError, problem: str
+) -> None:
+    async with ledger_that_says(registry.settings.ledger_port, {}, refuses=refuses):
+        said = good(await author.put("a", 1, headers={"Prefer": "wait=0.1"}), 201)
+    assert (said["wait"]["reached"], said["wait"]["problem"]) == (False, problem)
 
 
 async def test_share_that_is_not_reached_is_said(author: Author, registry: Running) -> None:

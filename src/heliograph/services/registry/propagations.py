@@ -65,10 +65,8 @@ class Propagations:
             reached = float(story["share"]) >= share or not story["instances"]
             if story.get("behind"):
                 return _unknown(share, seconds, "the ledger has not read the whole log yet"), story
-        except httpx.TimeoutException:
-            return _unknown(share, seconds, "the ledger did not answer in time"), None
         except httpx.HTTPError as error:
-            return _unknown(share, seconds, f"the ledger is not reachable ({type(error).__name__})"), None
+            return _unknown(share, seconds, _problem(error)), None
         except (msgspec.DecodeError, KeyError, TypeError, ValueError):
             return _unknown(share, seconds, "the ledger's answer is not understood"), None
         return Waited(share=share, seconds=seconds, reached=reached), story
@@ -107,6 +105,18 @@ class Propagations:
         answer = await self.client.get(question.path, params=asked, timeout=httpx.Timeout(seconds + MARGIN_S, connect=MARGIN_S))
         answer.raise_for_status()
         return msgspec.json.decode(answer.content, type=dict[str, Any])
+
+
+def _problem(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "the ledger did not answer in time"
+    if not isinstance(error, httpx.HTTPStatusError):
+        return f"the ledger is not reachable ({type(error).__name__})"
+    status = error.response.status_code
+    if status == httpx.codes.NOT_FOUND:
+        return "the ledger does not know the version yet"
+    says = "refuses to answer" if status < httpx.codes.INTERNAL_SERVER_ERROR else "cannot answer now"
+    return f"the ledger {says} ({status})"
 
 
 def _unknown(share: float, seconds: float, problem: str) -> Waited:
