@@ -8,6 +8,7 @@ import pytest
 from heliograph.core.errors import InvalidRequest, Unavailable
 from heliograph.core.records import Version
 from heliograph.eventlog import dead_letters
+from heliograph.services.ledger.again import AT_ONCE
 from heliograph.services.ledger.keep import DAY_US
 from heliograph.services.ledger.postgres import MAX_GROUPS, MAX_SAMPLE
 
@@ -146,6 +147,29 @@ async def test_a_report_that_fails_again_is_the_same_letter(stage, story, failur
         assert letter["reason"] == f"{failures[-1].code}: {failures[-1].detail}"
         assert stage.metric("dead_letters_failed_again", "_total", stream="deliveries") == 1
         assert stage.trail.closed == []
+
+
+async def test_reports_that_are_being_told_hold_up_no_other_letter(stage, story):
+    """As many as are looked at in one go, for an audit trail that stays away."""
+    async with stage.leading() as term:
+        await dead_report(stage, story, term)
+        await stage.pool.execute(
+            """insert into ledger.version (namespace, environment, epoch, number, version, received_at_us, committed_at_us, closed_at_us, audit)
+               select namespace, environment, epoch, number + n, version || n, 0, 0, 0, 'dead' from ledger.version, generate_series(1, $1) n""",
+            AT_ONCE,
+        )
+        await stage.pool.execute(
+            """insert into eventlog.dead_letter (stream, consumer, key, body, reason, attempts)
+               select 'deliveries', 'ledger', version, '', 'away', 1 from ledger.version where audit = 'dead' and number > 1"""
+        )
+        await stage.raw_receipt(msgspec.json.encode(story.subscribed("a", 100)) + b"...")
+        await stage.caught_up(term)
+        *_, last = await letters(stage)
+        await mend(stage, last["id"], msgspec.json.encode(story.subscribed("a", 100)))
+        for each in await letters(stage):
+            await operator_replays(stage, each["id"])
+        assert [await term.again.take_in() for _ in range(3)] == [0, 1, 0]
+        assert [each["state"] for each in await letters(stage)] == ["replaying"] * (AT_ONCE + 1) + ["replayed"]
 
 
 async def test_a_report_that_is_gone_says_so(stage, story):

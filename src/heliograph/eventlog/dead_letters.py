@@ -142,13 +142,6 @@ async def taken_in_again(pool: Pool, number: int) -> None:
         )
 
 
-async def to_take_in_again(pool: Pool, consumer: str, limit: int) -> list[DeadLetter]:
-    """Those that an operator has asked this consumer to take in again, oldest first, with their bodies."""
-    sql = f"select {_COLUMNS}, body from eventlog.dead_letter where consumer = $1 and state = 'replaying' order by id limit $2"
-    with translating():
-        return [DeadLetter(**dict(row)) for row in await pool.fetch(sql, consumer, limit)]
-
-
 # --- operators look -----------------------------------------------------------------------------------------------------------------
 
 

@@ -17,12 +17,12 @@ from heliograph.eventlog.dead_letters import DeadLetter
 from heliograph.eventlog.ports import Record, Stream
 from heliograph.runtime.postgres import Pool
 from heliograph.services.ledger.consume import Consumer
-from heliograph.services.ledger.postgres import Writer
+from heliograph.services.ledger.postgres import Tables, Writer
 from heliograph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
-AT_ONCE: Final = 20  # with bodies of up to 768 KiB
+AT_ONCE: Final = 20
 LOOK_S: Final = 1.0
 US: Final = 1_000_000
 
@@ -30,6 +30,7 @@ US: Final = 1_000_000
 class Again:
     def __init__(self, pool: Pool, writer: Writer, consumer: Consumer, *, metrics: Metrics, now_us: Callable[[], int]) -> None:
         self._pool = pool
+        self._tables = Tables(pool)
         self._writer = writer
         self._consumer = consumer
         self._metrics = metrics
@@ -44,8 +45,8 @@ class Again:
     async def take_in(self) -> int:
         """What was asked for by now; returns how many letters that settled, one way or the other."""
         settled = 0
-        for letter in await dead_letters.to_take_in_again(self._pool, "ledger", AT_ONCE):
-            settled += await self._take_in(letter)
+        for number in await self._tables.to_take_in_again(AT_ONCE):
+            settled += await self._take_in(await dead_letters.one(self._pool, number))
         return settled
 
     async def _take_in(self, letter: DeadLetter) -> bool:

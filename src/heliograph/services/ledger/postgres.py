@@ -358,6 +358,10 @@ class Tables:
         """Configs for which live instances declare a schema."""
         return [row["config"] for row in await self._fetch("declared_names", *address, limit)]
 
+    async def to_take_in_again(self, limit: int) -> list[int]:
+        """Letters that an operator has asked for and that nobody has in hand."""
+        return [row["id"] for row in await self._fetch("to_take_in_again", limit)]
+
     async def count_behind(self, patience_us: int) -> int:
         return cast("int", (await self._fetch("drift_count", patience_us))[0]["count"])
 

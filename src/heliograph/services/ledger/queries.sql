@@ -296,6 +296,13 @@ select exists (select from again);
 with again as (update ledger.version set audit = 'pending', audit_attempts = 0, audit_due_us = $2 where version = $1 and audit = 'dead')
 select audit from ledger.version where version = $1 and audit is not null;
 
+-- name: to_take_in_again
+-- What an operator has asked for, oldest first; without reports that are on their way to the audit trail, which settle their letters themselves.
+select id from eventlog.dead_letter d
+ where consumer = 'ledger' and state = 'replaying'
+   and not (stream = 'deliveries' and exists (select from ledger.version v where v.version = d.key and v.audit = 'pending'))
+ order by id limit $1;
+
 -- name: set_rejections_aside
 select ledger.set_rejections_aside($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
