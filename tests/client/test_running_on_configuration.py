@@ -13,7 +13,7 @@ import msgspec
 import pydantic
 import pytest
 
-from heliograph.client import ABSENT, Change, Heliograph, Invalid, Subscription, TimedOut, Update
+from heliograph.client import ABSENT, Change, Heliograph, Invalid, Subscription, TimedOut, Update, _client
 from heliograph.core.errors import InvalidName, InvalidRequest, NotFound, NotReady, SchemaViolation, Unauthenticated
 
 DEADLINE_S = 20.0
@@ -394,6 +394,41 @@ async def test_a_start_that_is_cancelled_leaves_no_task_behind(server: Any, conn
         await starting
     await server.stop()
     assert not [task for task in asyncio.all_tasks() - before if "heliograph" in repr(task)]
+
+
+async def test_a_callback_may_close_its_client(server: Any, connect: Any) -> None:
+    """It only begins: closing waits for callbacks, and so for this one."""
+    closed = asyncio.Event()
+    client = connect()
+    await client.start()
+
+    @client.on_change
+    async def leave(_: Update) -> None:
+        await client.close()
+        closed.set()
+
+    await server.publish(search={"pages": 11})
+    async with asyncio.timeout(DEADLINE_S):
+        await closed.wait()
+    await eventually(lambda: client.status.phase == "closed")
+    await client.close()
+    assert client.config("search")["pages"] == 11
+
+
+async def test_a_callback_that_waits_for_a_task_that_closes_does_not_hold_up_closing_for_ever(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_client, "CALLBACK_GRACE_S", 0.05)
+    client = connect()
+    await client.start()
+
+    @client.on_change
+    async def leave(_: Update) -> None:
+        await asyncio.create_task(client.close())
+
+    await server.publish(search={"pages": 11})
+    await eventually(client._owner.done)
+    assert client.status.phase == "closed"
 
 
 async def test_a_client_starts_once(connect: Any) -> None:

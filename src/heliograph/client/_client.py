@@ -37,6 +37,7 @@ MAX_LABEL_TEXT: Final = 200
 DISK_GRACE_S: Final = 2.0  # a start from the disk waits this long for the network, unless it fails before
 REPORT_GRACE_S: Final = 1.0  # a closing client waits this long for its receipts to be durable
 CALLBACK_GRACE_S: Final = 5.0  # and this long for callbacks that are running
+CUT_SHORT_S: Final = 2.0  # a close that is cancelled waits this long for what it cancels
 _log = logging.getLogger("heliograph")
 
 
@@ -169,18 +170,25 @@ class Heliograph(Reader):
             self._phase = "running"
 
     async def close(self) -> None:
-        """Sends what receipts it can, lets callbacks finish, writes the disk copy, and leaves no task behind. Reading goes on working."""
+        """Sends what receipts it can, lets callbacks finish, writes the disk copy, and leaves no task behind. Reading goes on working.
+
+        From a callback of this client it only begins: it waits for callbacks, and one that waited for it would wait for itself.
+        """
+        self._closing.set()
         if self._owner is None or self._forked:
-            self._closing.set()
             self._phase = "closed"
             return
-        self._closing.set()
         self._progress.set()
+        if asyncio.current_task() not in self._callbacks:
+            await self._until_ended(self._owner)
+
+    async def _until_ended(self, owner: asyncio.Task[None]) -> None:
+        """Cut short, it cuts the owner short too. It waits for that, but not for ever: the owner may be waiting for a callback that waits for us."""
         try:
-            await asyncio.shield(self._owner)
+            await asyncio.shield(owner)
         except asyncio.CancelledError:
-            self._owner.cancel()
-            await asyncio.gather(self._owner, return_exceptions=True)
+            owner.cancel()
+            await asyncio.wait({owner}, timeout=CUT_SHORT_S)
             raise
         finally:
             self._phase = "closed"
@@ -322,6 +330,8 @@ class Heliograph(Reader):
         if not owner.cancelled() and (fault := owner.exception()) is not None and self._phase == "running":
             _log.critical("the client ended unexpectedly", exc_info=fault)
             self._stop(HeliographError("the client ended unexpectedly; see the log of `heliograph`"))
+        if self._closing.is_set():
+            self._phase = "closed"
 
     def _stop(self, error: HeliographError) -> None:
         _log.error("the client stops following the server, the last good version stays: %s", error)
