@@ -428,7 +428,30 @@ async def test_a_callback_that_waits_for_a_task_that_closes_does_not_hold_up_clo
 
     await server.publish(search={"pages": 11})
     await eventually(client._owner.done)
-    assert client.status.phase == "closed"
+    await client.close()
+
+
+async def test_a_close_that_is_cut_short_disturbs_no_other_and_the_disk_copy_is_written(server: Any, connect: Any) -> None:
+    entered, release = asyncio.Event(), asyncio.Event()
+    async with connect() as client:
+
+        @client.on_change
+        async def slow(_: Update) -> None:
+            entered.set()
+            await release.wait()
+
+        await server.publish(search={"pages": 11})
+        await entered.wait()
+        cut_short, other = asyncio.create_task(client.close()), asyncio.create_task(client.close())
+        await asyncio.sleep(0)
+        cut_short.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cut_short
+        await other
+        client.on_change(lambda _: None)
+    await server.stop()
+    async with connect() as client:
+        assert client.config("search")["pages"] == 11
 
 
 async def test_a_client_starts_once(connect: Any) -> None:

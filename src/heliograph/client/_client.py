@@ -183,15 +183,21 @@ class Heliograph(Reader):
             await self._until_ended(self._owner)
 
     async def _until_ended(self, owner: asyncio.Task[None]) -> None:
-        """Cut short, it cuts the owner short too. It waits for that, but not for ever: the owner may be waiting for a callback that waits for us."""
+        """Cut short, it cuts the owner short too. It waits for that, but not for ever: the owner may be waiting for a callback that waits for us.
+
+        That another close was cut short is no cancel of ours.
+        """
         try:
-            await asyncio.shield(owner)
+            if not owner.done():
+                await asyncio.shield(asyncio.gather(owner, return_exceptions=True))
         except asyncio.CancelledError:
             owner.cancel()
             await asyncio.wait({owner}, timeout=CUT_SHORT_S)
             raise
         finally:
             self._phase = "closed"
+        if not owner.cancelled():
+            owner.result()
 
     def _after_fork(self) -> None:
         """Its loop, its tasks and its connection are the parent's, and go on there."""
@@ -306,18 +312,24 @@ class Heliograph(Reader):
         ) as engine:
             self._engine = engine
             self._progress.set()
-            async with asyncio.TaskGroup() as group:
-                self._group = group
-                while self._unstarted:
-                    self._call(group, self._unstarted.pop(0))
-                disk = group.create_task(engine.disk.run())
-                connection = group.create_task(self._connect(engine))
-                await self._closing.wait()
-                await self._report_last(engine)
-                await self._let_callbacks_finish()
-                disk.cancel()
-                connection.cancel()
-            self._group = None
+            try:
+                async with asyncio.TaskGroup() as group:
+                    self._group = group
+                    await self._follow(engine, group)
+            finally:
+                self._group = None
+
+    async def _follow(self, engine: Engine, group: asyncio.TaskGroup) -> None:
+        """Until it is to close."""
+        while self._unstarted:
+            self._call(group, self._unstarted.pop(0))
+        disk = group.create_task(engine.disk.run())
+        connection = group.create_task(self._connect(engine))
+        await self._closing.wait()
+        await self._report_last(engine)
+        await self._let_callbacks_finish()
+        disk.cancel()
+        connection.cancel()
 
     async def _connect(self, engine: Engine) -> None:
         try:

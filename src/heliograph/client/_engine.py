@@ -40,17 +40,19 @@ class Listeners:
 
 @asynccontextmanager
 async def open_engine(options: Options, network: Network, lives: Sequence[Live], listeners: Listeners) -> AsyncIterator[Engine]:
-    """Inside: what the disk had is shown already. At the end what was marked is written and the slot is free again."""
+    """Inside: what the disk had is shown already. At the end, whatever ends it, what was marked is written and the slot is free again."""
     slot = await asyncio.to_thread(_take_slot, options.folder)
     try:
         folder = slot.folder if slot else None
         identity = await asyncio.to_thread(next_identity, folder, options.token) if folder else ephemeral(options.token)
         disk = DiskWriter(folder)
-        async with network.open(options, folder, disk) as reach:
-            engine = Engine(options, identity, lives, listeners, reach=reach, disk=disk, folder=folder)
-            await engine.recall()
-            yield engine
-        await disk.flush()
+        try:
+            async with network.open(options, folder, disk) as reach:
+                engine = Engine(options, identity, lives, listeners, reach=reach, disk=disk, folder=folder)
+                await engine.recall()
+                yield engine
+        finally:
+            await disk.flush()
     finally:
         if slot:
             slot.release()
