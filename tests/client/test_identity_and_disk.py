@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from heliograph.client._disk import DiskWriter, read_copy, write_copy
 from heliograph.client._identity import ephemeral, next_identity, take_slot
 from heliograph.core.errors import Corrupt
 
+DEADLINE_S = 20.0
 HOLD = "import sys; from pathlib import Path; from heliograph.client._identity import take_slot; s = take_slot(Path(sys.argv[1])); print(s.folder.name, flush=True); sys.stdin.read()"
 
 
@@ -92,6 +95,58 @@ async def test_a_storm_of_marks_is_one_write_of_the_latest(tmp_path: Path) -> No
     await asyncio.gather(running, return_exceptions=True)
     assert await asyncio.to_thread(read_copy, tmp_path / "state") == b"99"
     assert encoded == [99]
+
+
+class SlowDisk:
+    """Holds up every `os.fsync` until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._fsync, self.entered, self._release = os.fsync, threading.Event(), threading.Event()
+        monkeypatch.setattr(os, "fsync", self._slow)
+
+    def let_go(self) -> None:
+        self._release.set()
+
+    def _slow(self, descriptor: int) -> None:
+        self.entered.set()
+        assert self._release.wait(DEADLINE_S)
+        self._fsync(descriptor)
+
+
+async def test_a_write_that_has_begun_is_waited_for_however_often_it_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the last flush finds nothing marked, and the slot is free for another process while a thread still writes into it."""
+    disk = SlowDisk(monkeypatch)
+    writer = DiskWriter(tmp_path, settle_s=0.01)
+    writer.mark("state", lambda: b"1")
+    running = asyncio.create_task(writer.run())
+    await asyncio.to_thread(disk.entered.wait, DEADLINE_S)
+    for _ in range(3):
+        running.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not running.done()
+    disk.let_go()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await asyncio.to_thread(read_copy, tmp_path / "state") == b"1"
+
+
+async def test_two_writes_of_one_name_never_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would share a temporary file, and leave a copy that matches no digest."""
+    disk = SlowDisk(monkeypatch)
+    writer = DiskWriter(tmp_path)
+    writer.mark("state", lambda: b"A" * 100)
+    first = asyncio.create_task(writer.flush())
+    await asyncio.to_thread(disk.entered.wait, DEADLINE_S)
+    disk.entered.clear()
+    writer.mark("state", lambda: b"B" * 50)
+    second = asyncio.create_task(writer.flush())
+    assert not await asyncio.to_thread(disk.entered.wait, 0.1)
+    disk.let_go()
+    await asyncio.gather(first, second)
+    assert await asyncio.to_thread(read_copy, tmp_path / "state") == b"B" * 50
 
 
 async def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -83,6 +83,7 @@ class DiskWriter:
         self._settle_s = settle_s
         self._dirty: dict[str, Callable[[], bytes]] = {}
         self._wanted = asyncio.Event()
+        self._writing = asyncio.Lock()  # two threads that write one name would mix their bytes
         self.failure: str | None = None
 
     def mark(self, name: str, encode: Callable[[], bytes]) -> None:
@@ -99,15 +100,42 @@ class DiskWriter:
             await self.flush()
 
     async def flush(self) -> None:
-        """Everything marked is on disk, or the failure is said in the log and in `failure`."""
-        self._wanted.clear()
-        while self._folder is not None and self._dirty:
-            name, encode = self._dirty.popitem()
-            try:
-                await asyncio.to_thread(write_copy, self._folder / name, encode())
-            except OSError as error:
-                if self.failure is None:
-                    _log.warning("cannot write the disk copy %s: %s", name, error)
-                self.failure = str(error)
-            else:
-                self.failure = None
+        """Everything marked is on disk, or the failure is said in the log and in `failure`.
+
+        A cancel ends it after the write that has begun, which no cancel takes out of its thread.
+        """
+        async with self._writing:
+            self._wanted.clear()
+            while self._folder is not None and self._dirty:
+                name, encode = self._dirty.popitem()
+                await self._write(self._folder / name, encode())
+
+    async def _write(self, path: Path, body: bytes) -> None:
+        writing = asyncio.get_running_loop().run_in_executor(None, write_copy, path, body)
+        try:
+            await _outlasting(writing)
+        finally:
+            self._note(path.name, writing)
+
+    def _note(self, name: str, written: asyncio.Future[None]) -> None:
+        """Raises what is no failure of the disk."""
+        try:
+            written.result()
+        except OSError as error:
+            if self.failure is None:
+                _log.warning("cannot write the disk copy %s: %s", name, error)
+            self.failure = str(error)
+        else:
+            self.failure = None
+
+
+async def _outlasting(work: asyncio.Future[None]) -> None:
+    """Until it is done, however often we are cancelled, and then a cancel that came meanwhile is raised."""
+    cancel: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            cancel = error
+    if cancel is not None:
+        raise cancel
