@@ -7,7 +7,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -176,6 +176,29 @@ def test_no_callback_can_end_the_thread_of_all_clients(server: InMemoryServer, c
     told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
     assert any("SystemExit" in one for one in told)
     assert any("plain functions" in one for one in told)
+
+
+@pytest.mark.parametrize("error", [StopIteration, CancelledError, asyncio.CancelledError])
+def test_what_a_future_takes_for_its_own_ends_no_subscription(
+    server: InMemoryServer, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    seen: list[int] = []
+    twice = threading.Event()
+
+    def callback(update: Update) -> None:
+        seen.append(update.cursor.number)
+        if len(seen) == 2:
+            twice.set()
+        raise error
+
+    with server.blocking_client() as client:
+        client.on_change(callback)
+        for pages in (1, 2):
+            server.publish({"search": {"pages": pages}}).wait()
+        reached(twice)
+    assert seen == [3, 4]
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert [error.__name__ in one for one in told] == [True, True]
 
 
 def test_async_callbacks_are_refused(server: InMemoryServer) -> None:

@@ -158,6 +158,42 @@ async def test_a_failing_callback_gets_the_next_notice_and_the_failure_is_logged
     assert "a callback of the application failed" in caplog.text
 
 
+async def test_a_callback_that_awaits_what_was_cancelled_gets_the_next_notice(caplog: pytest.LogCaptureFixture) -> None:
+    """As with a job that the next notice cancels: nobody cancelled the callback."""
+    seen = []
+
+    async def callback(number: int) -> None:
+        seen.append(number)
+        job = asyncio.create_task(asyncio.Event().wait())
+        job.cancel()
+        await job
+
+    feed: Feed[Span, int] = Feed(lambda span: span.first, lambda _: None)
+    for number in (1, 2):
+        feed.mailbox.put(Span(number, number))
+    feed.mailbox.close()
+    await call_each(feed, callback)
+    assert seen == [1, 2]
+    assert "a callback of the application failed" in caplog.text
+
+
+async def test_a_callback_that_is_cancelled_itself_ends(caplog: pytest.LogCaptureFixture) -> None:
+    entered = asyncio.Event()
+
+    async def callback(_: int) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    feed: Feed[Span, int] = Feed(lambda span: span.first, lambda _: None)
+    feed.mailbox.put(Span(1, 1))
+    calling = asyncio.create_task(call_each(feed, callback))
+    await entered.wait()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert not caplog.records
+
+
 async def test_a_cancelled_feed_ends_at_once() -> None:
     gone = []
     feed: Feed[Span, int] = Feed(lambda span: span.first, gone.append)

@@ -19,6 +19,7 @@ from heliograph.client._portal import Portal, Work, Workers, in_a_loop, refuse_i
 from heliograph.core.errors import HeliographError, InvalidRequest, NotReady, TimedOut
 
 T = TypeVar("T")
+R = TypeVar("R")
 Callback = Callable[[T], object]
 
 CALL_S: Final = 5.0  # what only hands something to the loop
@@ -214,13 +215,18 @@ class Background:
         return opening
 
 
-def _called(callback: Callback[T], notice: T) -> None:
+def _contained(what: str, call: Callable[[T], R], argument: T) -> R:
+    """Raises RuntimeError for what would mean something else to the loop: an end of the thread that serves every client, or of a future."""
     try:
-        answer = callback(notice)
-    except Exception:
-        raise
-    except BaseException as error:  # such as SystemExit, which would end the thread that serves every client
-        raise RuntimeError(f"a callback raised {type(error).__name__}, which ends nothing here") from error
+        return call(argument)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration | CancelledError):
+            raise
+        raise RuntimeError(f"a {what} raised {type(error).__name__}, which ends nothing here") from error
+
+
+def _called(callback: Callback[T], notice: T) -> None:
+    answer = _contained("callback", callback, notice)
     if inspect.iscoroutine(answer):
         answer.close()
         raise TypeError("the blocking client calls plain functions; for async ones use the async client")

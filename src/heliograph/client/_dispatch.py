@@ -116,13 +116,21 @@ class Feed(OfThisProcess, Generic[N, T]):
 
 
 async def call_each(feed: Feed[N, T], callback: Callable[[T], Awaitable[None] | None]) -> None:
-    """Calls, and awaits where there is something to await, until the feed ends. What a callback raises is logged and ends nothing."""
+    """Calls, and awaits where there is something to await, until the feed ends. What a callback raises is logged and ends nothing; so is the cancel
+    of something that it awaited, unless this task is cancelled itself."""
     async for notice in feed:
         try:
             answer = callback(notice)
             if inspect.isawaitable(answer):
                 await answer
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _cancelled():
+                raise
             _log.exception(
                 "a callback of the application failed: %s", getattr(callback, "__qualname__", type(callback).__name__)
             )
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
