@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,25 @@ async def test_a_validator_decides_about_the_whole_version(server: Any, connect:
         assert "13" not in reason
         await server.publish(checkout__limits={"max_items": 50})
         await client.wait_for_version(5, timeout=DEADLINE_S)
+
+
+async def test_texts_that_no_frame_can_carry_are_carried_without_what_is_none(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File names, host names and environment variables may hold bytes that are no UTF-8; Python reads them as lone surrogates."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "caf\udce9-1")
+    async with connect(app="caf\udce9", labels={"\udce9": "1", "pod": "caf\udce9"}) as client:
+
+        @client.validator
+        def check(_: Update) -> None:
+            raise Invalid("there is no /caf\udce9")
+
+        await server.publish(search={"pages": 11})
+        answer = await server.receipt(3, "rejected")
+        about = server.hellos[0].fingerprint
+    assert answer.reason == "there is no /caf?"
+    assert (about.host, about.app, about.labels) == ("caf?-1", "caf?", {"?": "1", "pod": "caf?"})
+    assert len(server.connections) == 1
 
 
 async def test_changes_of_one_place_in_one_config(server: Any, connect: Any) -> None:

@@ -26,6 +26,7 @@ from heliograph.client._live import Callback, Live
 from heliograph.client._network import Network, OverHttp
 from heliograph.client._options import Options
 from heliograph.client._status import Alarm, Phase, Status
+from heliograph.client._values import sayable
 from heliograph.core import token as token_text
 from heliograph.core.digest import Digest, unspell
 from heliograph.core.errors import HeliographError, Invalid, InvalidRequest, NotReady, TimedOut
@@ -107,11 +108,12 @@ class Heliograph(Reader):
         wanted = _wanted(namespace, environment, view, subscriptions)
         if tls is not None and ca_file is not None:
             raise InvalidRequest("pass tls or ca_file, not both: a context has its authorities already")
+        app = _short(app)
         self._options = Options(
             url=_http_address(url),
             token=token,
             anchor=_anchor(token, trust),
-            app=_short(app),
+            app=app,
             labels=_labels(labels or {}),
             folder=None if cache_dir is None else Path(cache_dir).expanduser() / _place(url, app),
             proxy=proxy,
@@ -426,7 +428,7 @@ def _labels(labels: Mapping[str, str]) -> dict[str, str]:
 def _short(text: str) -> str:
     if len(text) > MAX_LABEL_TEXT:
         raise InvalidRequest(f"the app and the labels of an instance have at most {MAX_LABEL_TEXT} characters each")
-    return text
+    return sayable(text)
 
 
 def _http_address(url: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from heliograph.client._dispatch import Feed, call_each
 from heliograph.client._state import State, Update
 from heliograph.client._status import Rejection
+from heliograph.client._values import sayable
 from heliograph.core import names
 from heliograph.core.errors import HeliographError, Invalid, InvalidRequest, NotReady, TimedOut
 from heliograph.core.records import Cursor
@@ -234,4 +235,4 @@ def reason_of(error: Invalid) -> str:
     """A rejection in one line for the receipt: what does not fit and where, never the value."""
     faults = "; ".join(f"{fault.pointer or '/'} {fault.message}" for fault in error.faults[:5])
     more = f"; and {len(error.faults) - 5} more" if len(error.faults) > 5 else ""
-    return f"{error.detail}{': ' + faults if faults else ''}{more}"[:MAX_REASON]
+    return sayable(f"{error.detail}{': ' + faults if faults else ''}{more}"[:MAX_REASON])

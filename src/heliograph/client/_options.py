@@ -12,6 +12,7 @@ from typing import Final
 
 import heliograph
 from heliograph.client._connection import Retry
+from heliograph.client._values import sayable
 from heliograph.core.digest import Digest
 from heliograph.core.frames import Fingerprint
 
@@ -42,7 +43,7 @@ class Options:
             sdk=SDK,
             sdk_version=heliograph.__version__,
             language=f"python {platform.python_version()}",
-            host=socket.gethostname()[:200],
+            host=sayable(socket.gethostname()[:200]),
             app=self.app,
             labels=dict(self.labels),
         )

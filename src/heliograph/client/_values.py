@@ -32,6 +32,11 @@ class Absent(enum.Enum):
 ABSENT: Final = Absent.ABSENT
 
 
+def sayable(text: str) -> str:
+    """With ``?`` for each lone surrogate, which is what Python makes of a file or host name that is no UTF-8, and which no frame can carry."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def read(text: bytes | str) -> Any:
     """The deeply immutable value of a document's canonical text."""
     return freeze(msgspec.json.decode(text))
