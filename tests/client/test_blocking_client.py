@@ -8,12 +8,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from heliograph import blocking, client
-from heliograph.client import Heliograph, Subscription, TimedOut, Update
+from heliograph.client import Heliograph, HeliographError, Subscription, TimedOut, Update, _background
 from heliograph.client._live import Inherited, Live
 from heliograph.client.testing import InMemoryServer
 from heliograph.core.errors import InvalidRequest, NotReady
@@ -106,6 +107,57 @@ def test_a_validator_may_not_wait_for_the_thread_that_it_runs_on(server: InMemor
         [answer] = server.publish({"search": {"pages": 1}}).wait()
         assert (answer.state, answer.reason) == ("rejected", answer.reason)
         assert "async client" in str(answer.reason)
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, CancelledError, StopIteration])
+def test_no_validator_can_end_the_thread_of_all_clients(server: InMemoryServer, error: type[BaseException]) -> None:
+    def check(_: Update) -> None:
+        raise error
+
+    with server.blocking_client() as client, server.blocking_client():
+        assert client.validator(check) is check
+        answers = server.publish({"search": {"pages": 11}}).wait(DEADLINE_S)
+        assert {(one.state, one.reason) for one in answers} == {
+            ("applied", None),
+            ("rejected", f"the application's validator failed with {error.__name__}"),
+        }
+        assert client.config("search")["pages"] == 10
+
+
+def test_what_ends_one_client_ends_no_other(server: InMemoryServer) -> None:
+    @dataclass
+    class Pages:
+        pages: int
+
+        def __post_init__(self) -> None:
+            if self.pages == 11:
+                raise SystemExit(3)
+
+    with server.blocking_client() as client, server.blocking_client() as other:
+        client.bind("search", Pages)
+        number = server.publish({"search": {"pages": 11}}).number
+        assert other.wait_for_version(number, timeout=DEADLINE_S).number == number
+        with pytest.raises(HeliographError, match="unexpectedly"):
+            client.wait_for_version(number, timeout=DEADLINE_S)
+        assert client.status.phase == "stopped"
+        with pytest.raises(SystemExit):
+            client.close()
+        with server.blocking_client() as third:
+            assert third.config("search")["pages"] == 11
+
+
+def test_a_loop_that_died_is_said_and_another_takes_its_place(server: InMemoryServer) -> None:
+    with server.blocking_client() as before:
+        [thread] = [thread for thread in ours() if thread.name == "heliograph"]
+        loop = _background._portal._thread._loop
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(DEADLINE_S)
+        assert before.status.phase == "stopped"
+        assert before.config("search")["pages"] == 10
+        with server.blocking_client() as after:
+            assert after.config("search")["pages"] == 10
+            with pytest.raises(HeliographError, match="event loop"):
+                before.wait_for_version(99, timeout=DEADLINE_S)
 
 
 # --- callbacks -----------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ from typing import Final, Protocol, TypeVar
 
 from heliograph.client._client import Heliograph
 from heliograph.client._forks import watch
-from heliograph.client._live import Live
+from heliograph.client._live import Live, Validator, validator_failed
 from heliograph.client._portal import Portal, Work, Workers, in_a_loop, refuse_in_a_loop
+from heliograph.client._state import Update
 from heliograph.core.errors import HeliographError, InvalidRequest, NotReady, TimedOut
 
 T = TypeVar("T")
@@ -215,7 +216,21 @@ class Background:
         return opening
 
 
-def _contained(what: str, call: Callable[[T], R], argument: T) -> R:
+def contained(check: Validator) -> Validator:
+    """Rejects where ``check`` would end the thread that serves every client, as with SystemExit."""
+
+    def checking(update: Update) -> object:
+        try:
+            return check(update)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise validator_failed(error) from error
+
+    return checking
+
+
+def _called_safely(what: str, call: Callable[[T], R], argument: T) -> R:
     """Raises RuntimeError for what would mean something else to the loop: an end of the thread that serves every client, or of a future."""
     try:
         return call(argument)
@@ -226,7 +241,7 @@ def _contained(what: str, call: Callable[[T], R], argument: T) -> R:
 
 
 def _called(callback: Callback[T], notice: T) -> None:
-    answer = _contained("callback", callback, notice)
+    answer = _called_safely("callback", callback, notice)
     if inspect.iscoroutine(answer):
         answer.close()
         raise TypeError("the blocking client calls plain functions; for async ones use the async client")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
-from heliograph.client._background import Background, Callback, Inner
+from heliograph.client._background import Background, Callback, Inner, contained
 from heliograph.client._bind import Fitter, fitter
 from heliograph.client._client import DEFAULT_CACHE, Subscription
 from heliograph.client._connection import Retry
@@ -160,7 +160,7 @@ class Reader(Reading):
         To reject the version raise `heliograph.client.Invalid` with a reason that holds no value; of any other exception only the type is
         told.
         """
-        self._place.background.do(lambda: self._live.validators.append(check))
+        self._place.background.do(lambda: self._live.validators.append(contained(check)))
         return check
 
     def on_change(self, callback: Callback[Update]) -> Callback[Update]:

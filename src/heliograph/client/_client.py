@@ -341,9 +341,12 @@ class Heliograph(Reader):
 
     def _ended(self, owner: asyncio.Task[None]) -> None:
         """Loudly, when it was not asked to: a fault of ours must not look like calm."""
-        if not owner.cancelled() and (fault := owner.exception()) is not None and self._phase == "running":
+        fault = None if owner.cancelled() else owner.exception()
+        if self._phase == "running" and fault is not None:
             _log.critical("the client ended unexpectedly", exc_info=fault)
             self._stop(HeliographError("the client ended unexpectedly; see the log of `heliograph`"))
+        elif self._phase == "running" and not self._closing.is_set():
+            self._stop(HeliographError("the client's event loop ended, or cancelled what was not its own"))
         if self._closing.is_set():
             self._phase = "closed"
 

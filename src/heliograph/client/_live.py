@@ -140,8 +140,8 @@ class Live:
                 check(update)
             except Invalid:
                 raise
-            except Exception as error:
-                raise Invalid(f"the application's validator failed with {type(error).__name__}") from error
+            except (Exception, asyncio.CancelledError) as error:  # nothing is awaited here: the cancel is not ours
+                raise validator_failed(error) from error
 
     # --- following -------------------------------------------------------------------------------------------------------------
 
@@ -229,6 +229,11 @@ class Live:
     def _wake(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
+
+
+def validator_failed(error: BaseException) -> Invalid:
+    """What it says may hold a value: only its type is told."""
+    return Invalid(f"the application's validator failed with {type(error).__name__}")
 
 
 def reason_of(error: Invalid) -> str:

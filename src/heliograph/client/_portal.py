@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import queue
 import sys
 import threading
@@ -34,6 +35,7 @@ SLACK_S: Final = (
     5.0  # what is bounded inside the loop is given up outside it this much later; never reached while the loop lives
 )
 LOOP_WORKERS: Final = 2  # for name look-ups and the disk
+_log = logging.getLogger("heliograph")
 _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
@@ -85,15 +87,22 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._workers = Workers(LOOP_WORKERS, "heliograph-worker")
         self._loop.set_default_executor(self._workers)
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name="heliograph", daemon=True)
         self._thread.start()
 
     def submit(self, work: Work[T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(work(), self._loop)
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def end(self) -> None:
         """What still runs is cancelled. Bounded; does not wait when the loop's own thread asks."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._ending = True
+        with contextlib.suppress(RuntimeError):  # it is closed: it ended by itself
+            self._loop.call_soon_threadsafe(self._loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join(END_S)
             self._workers.join(END_S)
@@ -101,11 +110,21 @@ class LoopThread:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_forever()
+            self._run_on()
         finally:
             self._loop.run_until_complete(_cancelled(asyncio.all_tasks(self._loop)))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
+
+    def _run_on(self) -> None:
+        """What ends a program, such as SystemExit, asyncio hands to whoever runs the loop. Here it ends the task that raised it, and no other."""
+        while not self._ending:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                _log.critical("code of the application raised what ends programs; here it ends a task", exc_info=True)
+            else:
+                return
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -129,6 +148,7 @@ class Portal:
         """``close`` is what the client wants done when the interpreter ends while it is open."""
         with self._lock:
             self._watch_exit()
+            self._replace_dead()
             if self._thread is None:
                 self._thread = LoopThread()
             self._open[client] = close
@@ -146,6 +166,7 @@ class Portal:
         with self._lock:
             if self._thread is None:
                 raise NotReady("the client is closed, or was not opened yet: use it inside `with`")
+            self._replace_dead()
             return self._thread.submit(work)
 
     def run(self, work: Work[T], timeout_s: float | None) -> T:
@@ -165,6 +186,11 @@ class Portal:
                 raise TimedOut("the client's own thread did not answer in time") from None
             future.cancel()
             raise
+
+    def _replace_dead(self) -> None:
+        """What ran in a loop that died is lost; but its clients can be closed, and others opened."""
+        if self._thread is not None and not self._thread.alive:
+            self._thread = LoopThread()
 
     def _watch_exit(self) -> None:
         """`multiprocessing` ends its children without `atexit`, and has a list of its own."""
