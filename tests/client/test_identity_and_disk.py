@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import subprocess
@@ -58,6 +59,20 @@ def test_two_processes_on_one_folder_get_a_slot_each(tmp_path: Path) -> None:
     assert again.folder.name == "slot-1", "a killed process frees its slot"
     mine.release()
     again.release()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="msvcrt locks there")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_not_taken_for_one_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        take_slot(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["slot-0"]
 
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(1, 255))

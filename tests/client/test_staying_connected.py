@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
@@ -564,6 +565,19 @@ async def test_without_a_cache_dir_nothing_is_written(server: Any, connect: Any,
 async def test_a_cache_dir_that_cannot_be_used_is_no_reason_to_stay_away(server: Any, connect: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     async with connect(cache_dir=tmp_path / "file") as client:
+        assert client.status.disk == "unwritable"
+        assert client.config("search")["pages"] == 10
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="msvcrt locks there")
+async def test_a_file_system_without_locks_is_no_reason_to_stay_away(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    async with connect() as client:
         assert client.status.disk == "unwritable"
         assert client.config("search")["pages"] == 10
 

@@ -10,6 +10,7 @@ Everything here touches files: call it off the event loop.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import secrets
@@ -39,6 +40,7 @@ else:
 
 
 MAX_SLOTS: Final = 1024
+_HELD: Final = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}  # the last two on Windows
 _log = logging.getLogger("heliograph")
 
 
@@ -70,15 +72,23 @@ def take_slot(parent: Path) -> Slot:
         folder = parent / f"slot-{number}"
         folder.mkdir(mode=0o700, exist_ok=True)
         file = (folder / "lock").open("ab")
-        try:
-            _lock(file)
-        except OSError:
-            file.close()
-        else:
+        if _locked(file):
             slot = Slot(folder, file)
             watch(slot, Slot.release)
             return slot
     raise Overloaded(f"{MAX_SLOTS} processes use {parent} already; give this one another cache_dir")
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """False when another process holds it; then, and when no lock can be had at all (OSError), the file is closed."""
+    try:
+        _lock(file)
+    except OSError as error:
+        file.close()
+        if error.errno not in _HELD:
+            raise
+        return False
+    return True
 
 
 def ephemeral(token: str) -> Identity:
