@@ -173,6 +173,21 @@ async def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, capl
     assert len(caplog.records) == 1
 
 
+async def test_a_copy_that_cannot_be_written_is_not_unsaid_by_another(tmp_path: Path) -> None:
+    writer = DiskWriter(tmp_path)
+    in_the_way = tmp_path / "first.tmp"
+    in_the_way.mkdir()
+    writer.mark("first", lambda: b"1")
+    await writer.flush()
+    writer.mark("second", lambda: b"2")
+    await writer.flush()
+    assert writer.failure is not None
+    in_the_way.rmdir()
+    writer.mark("first", lambda: b"1")
+    await writer.flush()
+    assert writer.failure is None
+
+
 async def test_without_a_folder_nothing_is_encoded_or_written() -> None:
     writer = DiskWriter(None)
     writer.mark("state", lambda: pytest.fail("encoded"))

@@ -84,7 +84,12 @@ class DiskWriter:
         self._dirty: dict[str, Callable[[], bytes]] = {}
         self._wanted = asyncio.Event()
         self._writing = asyncio.Lock()  # two threads that write one name would mix their bytes
-        self.failure: str | None = None
+        self._failures: dict[str, str] = {}
+
+    @property
+    def failure(self) -> str | None:
+        """Why a copy is older than what was marked; None when none is. May be asked in any thread."""
+        return next(iter(tuple(self._failures.values())), None)
 
     def mark(self, name: str, encode: Callable[[], bytes]) -> None:
         """``encode`` is called on the loop, shortly before the write, so it sees the state of that moment."""
@@ -122,11 +127,11 @@ class DiskWriter:
         try:
             written.result()
         except OSError as error:
-            if self.failure is None:
+            if name not in self._failures:
                 _log.warning("cannot write the disk copy %s: %s", name, error)
-            self.failure = str(error)
+            self._failures[name] = str(error)
         else:
-            self.failure = None
+            self._failures.pop(name, None)
 
 
 async def _outlasting(work: asyncio.Future[None]) -> None:
