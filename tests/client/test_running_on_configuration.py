@@ -474,6 +474,36 @@ async def test_a_close_that_is_cut_short_disturbs_no_other_and_the_disk_copy_is_
         assert client.config("search")["pages"] == 11
 
 
+@pytest.mark.parametrize("kind", ["alarm", "change"])
+async def test_a_callback_that_is_added_while_the_client_closes_does_not_hold_it_up(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(_client, "CALLBACK_GRACE_S", 0.5)
+    entered, added = asyncio.Event(), asyncio.Event()
+    client = connect()
+    await client.start()
+
+    async def hangs(_: object) -> None:
+        await asyncio.Event().wait()
+
+    @client.on_change
+    async def late(_: Update) -> None:
+        changes = client.config("search").changes()
+        entered.set()
+        assert [change async for change in changes] == []
+        if kind == "alarm":
+            client.on_alarm(hangs)
+        else:
+            client.subscribe("search", hangs, initial=True)
+        added.set()
+
+    await server.publish(search={"pages": 11})
+    await entered.wait()
+    async with asyncio.timeout(DEADLINE_S):
+        await client.close()
+    assert added.is_set()
+
+
 async def test_a_client_starts_once(connect: Any) -> None:
     async with connect() as client:
         with pytest.raises(InvalidRequest, match="once"):

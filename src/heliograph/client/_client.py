@@ -246,6 +246,8 @@ class Heliograph(Reader):
     def on_alarm(self, callback: Callback[Alarm]) -> Callback[Alarm]:
         """Calls ``callback`` when the server says something that does not verify; usable as a decorator. The last good state stays."""
         feed: Feed[Alarm, Alarm] = Feed(lambda alarm: alarm, self._alarm_feeds.remove)
+        if self._closing.is_set():
+            feed.mailbox.close()
         self._alarm_feeds.append(feed)
         self._spawn(lambda: call_each(feed, callback))
         return callback
@@ -372,10 +374,13 @@ class Heliograph(Reader):
             live.close()
         for feed in tuple(self._alarm_feeds):
             feed.mailbox.close()
-        if self._callbacks:
-            _, running = await asyncio.wait(self._callbacks, timeout=CALLBACK_GRACE_S)
-            for task in running:
-                task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CALLBACK_GRACE_S):
+                while self._callbacks:  # one that runs may add another
+                    await asyncio.wait(self._callbacks)
+        self._group = None  # none begins any more, whatever those that end now ask for
+        for task in tuple(self._callbacks):
+            task.cancel()
 
     def _spawn(self, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """A callback's task; before the client starts, it waits for that."""
