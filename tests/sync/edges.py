@@ -7,15 +7,26 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
+from contracts.authority import Authority
 from pydantic import SecretStr
 from tests.conftest import free_port
 from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, Service, World
 
-from heliograph.services.sync.edge import app
+from heliograph.core import frames
+from heliograph.core.digest import unspell
+from heliograph.core.errors import HeliographError, NotFound
+from heliograph.core.history import leaf
+from heliograph.services.sync.edge import app, upstream
+from heliograph.services.sync.edge.copies import Copies
 from heliograph.services.sync.edge.settings import EdgeSettings
+from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.feed import EVERYTHING
+from heliograph.telemetry.metrics import Metrics
 
 SCOPE = ({"namespace": NAMESPACE, "environment": ENVIRONMENT},)
 
@@ -87,3 +98,57 @@ async def edge_below(
 
 def registry_of(world: World) -> str:
     return str(world.api.base_url)
+
+
+class Alone:
+    """What an edge follows, without sockets: a test says what its parent says. ``sent``: to the parent; ``told``: why whoever asks is not served."""
+
+    def __init__(self, folder: Path, authority: Authority, *, idle_s: float = 1e9) -> None:
+        self.authority = authority
+        self.sent: list[Any] = []
+        self.told: list[HeliographError] = []
+        self.copies = Copies(folder)
+        self.metrics = Metrics()
+        settings = SimpleNamespace(held=(), edge_idle_s=idle_s, past_versions=256, frame_cache_bytes=1 << 20)
+        self.uplink = SimpleNamespace(connected=True, send=self.sent.append, away_s=lambda: 0.0, reconnect_soon=lambda: None)
+        self.parent = SimpleNamespace(trust=authority.trust, leaves=self.leaves)
+        hub: Any = SimpleNamespace(
+            room=lambda *_: None,
+            add_environment=lambda _: None,
+            moved=lambda *_: None,
+            report_everybody=lambda: None,
+            tell_edges=lambda _: None,
+            no_environment=lambda _, __, detail: self.told.append(NotFound(detail)),
+            refuse_environment=lambda _, __, error: self.told.append(error),
+        )
+        more: Any = (self.uplink, self.parent, self.copies, self.metrics)
+        self.upstream = upstream.Upstream(settings, hub, *more, revoked=lambda _: None)  # type: ignore[arg-type]
+        self.seek = hub.look_for
+
+    async def leaves(self, namespace: str, environment: str, after: int, upto: int) -> list[bytes]:
+        return [leaf(unspell(each.id)) for each in self.authority.commits[after:upto]]
+
+    @property
+    def channel(self) -> upstream.Channel:
+        return self.upstream._channel((NAMESPACE, ENVIRONMENT))
+
+    async def shown(self, parent: Environment) -> Environment:
+        """Once it serves what its parent has for it."""
+        channel = self.channel
+        for text in parent.frames(channel.id, EVERYTHING, channel.replica.cursor if channel.replica else None):
+            await self.upstream.take(msgspec.json.decode(text, type=frames.FromServer))
+        async with asyncio.timeout(DEADLINE_S):
+            while channel.environment is None or channel.environment.cursor != parent.cursor:
+                await asyncio.sleep(0.01)
+        return channel.environment
+
+
+@asynccontextmanager
+async def alone(folder: Path, authority: Authority, **more: Any) -> AsyncIterator[Alone]:
+    one = Alone(folder, authority, **more)
+    await asyncio.to_thread(one.copies.open)
+    try:
+        yield one
+    finally:
+        await one.upstream.close()
+        await one.copies.flush()

@@ -8,15 +8,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from contracts.authority import Authority
 from pydantic import SecretStr
 from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, PATH
-from tests.sync.edges import SCOPE, Edge, edge_below, edge_token, registry_of
+from tests.sync.edges import SCOPE, Edge, alone, edge_below, edge_token, registry_of
 from tests.sync.test_node import metric
 from tests.sync.test_receipts import logged
 
-from heliograph.core import frames
+from heliograph.core import feed, frames
 from heliograph.core.digest import digest
-from heliograph.core.errors import InvalidRequest
+from heliograph.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, Unavailable
 from heliograph.core.events import NodeAlive, Received, Subscribed
 from heliograph.core.token import mint
 from heliograph.runtime.clock import now_us
@@ -210,6 +211,38 @@ async def test_a_deleted_environment_is_told_below_and_comes_back_when_restored(
     await world.synced(2)
     async with edge.world.client() as client:
         await client.until(2)
+
+
+async def test_what_exists_is_found_however_often_what_does_not_was_asked_for(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "MAX_FOLLOWED", 4)
+    token = await edge_token(world, scopes=({"namespace": NAMESPACE, "environment": "*"},))
+    admin = {"Authorization": f"Bearer {world.tokens['admin']}"}
+    async with edge_below(world, registry_of(world), tmp_path / "office", token=token) as edge:
+        for _ in range(6):
+            assert (await edge.world.bundles.get(f"/v1/heads/{NAMESPACE}/typo", headers=admin)).status_code == 404
+        assert (await edge.world.bundles.get(f"/v1/heads/{NAMESPACE}/{ENVIRONMENT}")).status_code == 200
+
+
+async def test_only_a_parent_that_knows_of_no_such_environment_makes_it_one_that_is_not_there(tmp_path):
+    """Refused for any other reason it may exist: whoever asks is to come again. Either way the parent is told that it is followed no longer."""
+    async with alone(tmp_path / "edge", Authority()) as edge:
+        for number, code in enumerate((NotFound.code, Forbidden.code, InvalidRequest.code), 1):
+            edge.seek(NAMESPACE, ENVIRONMENT)
+            await edge.upstream.take(frames.ErrorFrame(code=code, detail="no", subscription=number))
+            assert edge.sent[-2:] == [
+                feed.Follow(id=number, namespace=NAMESPACE, environment=ENVIRONMENT),
+                feed.Unfollow(id=number),
+            ]
+            assert not edge.upstream.status()
+    assert [type(each) for each in edge.told] == [NotFound, Unavailable, Unavailable]
+
+
+async def test_an_edge_that_follows_all_it_may_does_not_say_that_the_others_do_not_exist(tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "MAX_FOLLOWED", 1)
+    async with alone(tmp_path / "edge", Authority()) as edge:
+        edge.seek(NAMESPACE, ENVIRONMENT)
+        edge.seek(NAMESPACE, "staging")
+    assert [type(each) for each in edge.told] == [Overloaded]
 
 
 async def test_what_nobody_asks_for_is_dropped_and_what_is_held_is_not(world, tmp_path):

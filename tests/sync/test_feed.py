@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
-from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, World
+from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, PATH, World
 from tests.sync.edges import edge_token
 from tests.sync.test_receipts import logged
 from websockets.asyncio.client import ClientConnection, connect
@@ -127,6 +127,36 @@ async def test_what_is_not_there_is_told(world):
         await edge.send(follow(9, "nowhere"))
         told = await edge.next(frames.ErrorFrame)
         assert (told.code, told.subscription) == ("not-found", 9)
+
+
+async def test_what_is_not_there_or_no_more_takes_no_place_of_what_may_be_followed(world, monkeypatch):
+    """An edge whose clients misspell a name would be refused what exists, until it connects again."""
+    monkeypatch.setattr(feed, "MAX_FOLLOWED", 2)
+    made = await edge_token(world, scopes=({"namespace": NAMESPACE, "environment": "*"},))
+    async with raw_edge(world, made["token"]) as edge:
+        await edge.send(follow(1))
+        await edge.next(frames.SnapshotFrame)
+        (await world.api.delete(PATH)).raise_for_status()
+        assert (await edge.next(frames.ErrorFrame)).subscription == 1
+        for number in range(2, 6):
+            await edge.send(follow(number, "nowhere"))
+            told = await edge.next(frames.ErrorFrame)
+            assert (told.code, told.subscription) == ("not-found", number)
+        (await world.api.post(f"{PATH}/restore")).raise_for_status()
+        await world.publish(banner={"text": "back"})
+        await world.synced(2)
+        await edge.send(follow(6))
+        assert (await edge.next(frames.SnapshotFrame)).subscription == 6
+
+
+async def test_a_resync_that_crosses_the_end_of_its_subscription_is_nothing(world):
+    made = await edge_token(world, scopes=({"namespace": NAMESPACE, "environment": "*"},))
+    async with raw_edge(world, made["token"]) as edge:
+        await edge.send(follow(1, "nowhere"))
+        await edge.next(frames.ErrorFrame)
+        await edge.send(frames.Resync(subscription=1))
+        await edge.send(follow(2))
+        assert (await edge.next(frames.SnapshotFrame)).subscription == 2
 
 
 async def test_events_are_acknowledged_when_durable_and_stand_under_the_token(world, database):

@@ -56,6 +56,8 @@ class EdgeSession(Session):
             case feed.Unfollow():
                 subscriber = self.subscribers.pop(frame.id, None)
                 return [Unfollowed(subscriber)] if subscriber else []
+            case frames.Resync(subscription=subscription) if subscription not in self.subscribers:
+                return []  # it was ended here, and the edge has not heard of that yet
             case feed.Relay():
                 return [Relayed(tuple(taken for each in frame.events if (taken := self._taken(each))), frame.seq)]
             case _:

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from heliograph.core import frames
-from heliograph.core.errors import NotFound, NotReady, Overloaded
+from heliograph.core.errors import HeliographError, NotFound, NotReady, Overloaded
 from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received
 from heliograph.core.feed import Purged, Revoked, ToEdge
 from heliograph.core.names import View
@@ -101,7 +101,7 @@ class Hub:
         self._instances: dict[str, Connection] = {}
         self._owners: OrderedDict[str, tuple[str, int]] = OrderedDict()  # instance -> token, newest incarnation
         self._awaited: dict[tuple[str, str], dict[Subscriber, Arrival]] = {}
-        self._sought: dict[tuple[str, str], set[asyncio.Future[Environment | NotFound]]] = {}
+        self._sought: dict[tuple[str, str], set[asyncio.Future[Environment | HeliographError]]] = {}
         self.fan_out = FanOut(self._send, self._spawn, self._reports, metrics)
         self._polls = Polls(metrics, self.fan_out.goes_on)
         self._turns = Turns(self.fan_out.goes_on)
@@ -116,7 +116,7 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
         self.look_for: Callable[[str, str], None] = self.no_environment
-        """Asked for an environment that is not known here; answers with `add_environment` or `no_environment`."""
+        """Asked for an environment that is not known here; answers with `add_environment`, `no_environment` or `refuse_environment`."""
         self._wheel: Wheel[Connection] = Wheel(moment_us(), tick_us=int(TICK_S * 1e6), slots=WHEEL_SLOTS)
         self._slow = 0
         metrics.connections.set_function(lambda: len(self._connections))
@@ -133,14 +133,15 @@ class Hub:
         return self._rooms.get((namespace, environment))
 
     async def find(self, namespace: str, environment: str) -> Environment:
-        """Asks the registry about one that is not known here. Raises NotFound; NotReady while this node is not warm, or nobody answers."""
+        """Asks the registry about one that is not known here. Raises NotFound; Unavailable while this node is not warm, cannot have it now, or nobody
+        answers."""
         if not self.warm:
             raise NotReady("this node is loading", retry_after=1)
         key = (namespace, environment)
         if (room := self._rooms.get(key)) is not None:
             room.asked_us = now_us()
             return room.environment
-        found: asyncio.Future[Environment | NotFound] = asyncio.get_running_loop().create_future()
+        found: asyncio.Future[Environment | HeliographError] = asyncio.get_running_loop().create_future()
         self._sought.setdefault(key, set()).add(found)
         self.look_for(*key)
         try:
@@ -152,11 +153,11 @@ class Hub:
             ) from None
         finally:
             self._seeks_no_more(key, found)
-        if isinstance(answer, NotFound):
+        if isinstance(answer, HeliographError):
             raise answer
         return answer
 
-    def _seeks_no_more(self, key: tuple[str, str], found: asyncio.Future[Environment | NotFound]) -> None:
+    def _seeks_no_more(self, key: tuple[str, str], found: asyncio.Future[Environment | HeliographError]) -> None:
         if seekers := self._sought.get(key):
             seekers.discard(found)
             if not seekers:
@@ -173,7 +174,7 @@ class Hub:
             self._turns.later(partial(self._place, arrival))
         self._tell_seekers(key, environment)
 
-    def _tell_seekers(self, key: tuple[str, str], found: Environment | NotFound) -> None:
+    def _tell_seekers(self, key: tuple[str, str], found: Environment | HeliographError) -> None:
         for each in self._sought.pop(key, ()):
             if not each.done():
                 each.set_result(found)
@@ -182,10 +183,20 @@ class Hub:
         """The registry does not know it either, any more perhaps."""
         missing = NotFound(detail or f"there is no environment {namespace}/{environment}")
         self.remove_environment(namespace, environment, missing.detail)
+        self.refuse_environment(namespace, environment, missing)
+
+    def refuse_environment(self, namespace: str, environment: str, why: HeliographError) -> None:
+        """Those who wait for it are told."""
         for arrival in self._awaited.pop((namespace, environment), {}).values():
-            told = frames.ErrorFrame(code=missing.code, detail=missing.detail, subscription=arrival.subscriber.id)
-            arrival.connection.pipe.send(_encode(told))
-        self._tell_seekers((namespace, environment), missing)
+            self._end_subscription(arrival.connection, arrival.subscriber, why)
+        self._tell_seekers((namespace, environment), why)
+
+    def _end_subscription(self, connection: Connection, subscriber: Subscriber, why: HeliographError) -> None:
+        """A client keeps its subscriptions for as long as it is connected; an edge has others in place of one that ends."""
+        connection.pipe.send(_encode(frames.ErrorFrame(code=why.code, detail=why.detail, subscription=subscriber.id)))
+        if connection.session.relays:
+            connection.session.subscribers.pop(subscriber.id, None)
+            self._leave(subscriber)
 
     def remove_environment(self, namespace: str, environment: str, detail: str) -> None:
         """It is gone: its subscribers are told, and keep what they run on. They ask again when they come back; should it be restored by then, they
@@ -195,8 +206,7 @@ class Hub:
             return
         for members in room.groups.values():
             for subscriber, connection in members.items():
-                told = frames.ErrorFrame(code=NotFound.code, detail=detail, subscription=subscriber.id)
-                connection.pipe.send(_encode(told))
+                self._end_subscription(connection, subscriber, NotFound(detail))
                 self._reports.left(subscriber, "environment deleted")
         room.environment.close()
         self._wake(room.environment)

@@ -20,7 +20,7 @@ import structlog
 from heliograph.core import feed, frames
 from heliograph.core.delta import Entry
 from heliograph.core.digest import spell
-from heliograph.core.errors import BadProof, BadSignature, HeliographError, NotFound, Refused, Unavailable
+from heliograph.core.errors import BadProof, BadSignature, HeliographError, NotFound, Overloaded, Refused, Unavailable
 from heliograph.core.history import History
 from heliograph.core.records import Head, Version
 from heliograph.core.replica import Assembler, Candidate, Held, Replica, StateFrame
@@ -146,9 +146,8 @@ class Upstream:
 
     def _seek(self, namespace: str, environment: str) -> None:
         if (namespace, environment) not in self._channels and len(self._channels) >= feed.MAX_FOLLOWED:
-            self._hub.no_environment(
-                namespace, environment, f"this edge follows {feed.MAX_FOLLOWED:,} environments, and no more"
-            )
+            full = Overloaded(f"this edge follows {feed.MAX_FOLLOWED:,} environments, and no more now")
+            self._hub.refuse_environment(namespace, environment, full)
             return
         self._channel((namespace, environment)).asked_us = now_us()
 
@@ -182,13 +181,17 @@ class Upstream:
 
     def _drop_idle(self, channel: Channel) -> None:
         log.info("edge_environment_dropped", namespace=channel.key[0], environment=channel.key[1])
-        self._uplink.send(feed.Unfollow(id=channel.id))
         self._forget(channel, "this edge follows it no longer; ask again")
 
     def _forget(self, channel: Channel, detail: str) -> None:
-        self._end(channel)
+        self._unfollow(channel)
         self._copies.drop(_name(channel.key))
         self._hub.no_environment(*channel.key, detail)
+
+    def _unfollow(self, channel: Channel) -> None:
+        """The parent is told also when it was the one who ended it: one of an older release keeps its place taken until then."""
+        self._uplink.send(feed.Unfollow(id=channel.id))
+        self._end(channel)
 
     def _end(self, channel: Channel) -> None:
         self._channels.pop(channel.key, None)
@@ -234,8 +237,11 @@ class Upstream:
         channel = self._by_id.get(frame.subscription or 0)
         if channel is None:
             return
-        if frame.code == NotFound.code or channel.environment is None:
+        if frame.code == NotFound.code:
             self._forget(channel, frame.detail)
+        elif channel.environment is None:  # it may exist: whoever asks again has it asked for again
+            self._unfollow(channel)
+            self._hub.refuse_environment(*channel.key, Unavailable(f"the parent says {frame.code}: {frame.detail}"))
         else:
             log.error("edge_environment_refused", namespace=channel.key[0], environment=channel.key[1], code=frame.code)
 
