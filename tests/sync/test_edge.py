@@ -12,6 +12,8 @@ from contracts.authority import Authority
 from pydantic import SecretStr
 from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, PATH
 from tests.sync.edges import SCOPE, Edge, alone, edge_below, edge_token, registry_of
+from tests.sync.in_memory import StillLoop
+from tests.sync.test_feed import receipt as a_receipt
 from tests.sync.test_node import metric
 from tests.sync.test_receipts import logged
 
@@ -23,6 +25,21 @@ from heliograph.core.token import mint
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.edge import app
 from heliograph.services.sync.edge.settings import EdgeSettings
+from heliograph.services.sync.edge.uplink import Uplink
+from heliograph.services.sync.records import one_record
+from heliograph.telemetry.health import Readiness
+from heliograph.telemetry.metrics import Metrics
+
+WELCOME = frames.Welcome(
+    connection="c",
+    node="n",
+    region="r",
+    received_at_us=1,
+    sent_at_us=1,
+    heartbeat_s=20.0,
+    receipt_jitter_ms=0,
+    limits=frames.Limits(max_frame_bytes=frames.MAX_CLIENT_FRAME, max_subscriptions=frames.MAX_SUBSCRIPTIONS),
+)
 
 
 @pytest.fixture
@@ -292,6 +309,60 @@ async def test_what_is_too_large_to_relay_goes_without_its_schemas(world, edge: 
         await client.until_kind(frames.ReceiptAck)
     [joined] = await logged(database, Subscribed)
     assert (joined.instance, joined.declares) == ("large", None)
+
+
+class Silent:
+    """Follows nothing."""
+
+    def connected(self, away_s: float | None) -> None: ...
+
+    def lost(self) -> None: ...
+
+    async def take(self, frame: feed.ToEdge) -> None: ...
+
+
+@pytest.fixture
+def still():
+    loop = StillLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def line(still: StillLoop) -> Uplink:
+    """One whose parent has welcomed it, on a loop whose time passes when a test lets it."""
+
+    async def made() -> Uplink:
+        one = Uplink(EdgeSettings(), "office-1", None, Metrics(), Readiness("stream"))  # type: ignore[arg-type]
+        one.listener = Silent()
+        one._come_up(WELCOME)
+        return one
+
+    return still.play(made())
+
+
+def told_up(line: Uplink) -> list[Any]:
+    """What is on its way to the parent, and no more then."""
+    return [msgspec.json.decode(line._outgoing.get_nowait()) for _ in range(line._outgoing.qsize())]
+
+
+def test_what_was_told_is_told_once_however_long_the_parents_log_is_away(still: StillLoop, line: Uplink):
+    """Each time it came again the parent would keep one more."""
+    told = still.call(lambda: asyncio.ensure_future(line.append([one_record(a_receipt(), "i")])))
+    for _ in range(100):
+        still.pass_time(60.0)
+    assert [each["type"] for each in told_up(line)] == ["relay"]
+    assert not told.done()
+    still.play(line._take(frames.ReceiptAck(seq=1)))
+    still.play(told)
+
+
+def test_what_is_not_acknowledged_is_told_again_when_the_connection_was_lost(still: StillLoop, line: Uplink):
+    told = still.call(lambda: asyncio.ensure_future(line.append([one_record(a_receipt(), "i")])))
+    still.turn()
+    still.call(line._down)
+    with pytest.raises(Unavailable):
+        still.play(told)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ log = structlog.get_logger()
 
 OPEN_S: Final = 10.0
 CLOSE_S: Final = 2.0
-ACK_S: Final = 60.0
 SILENCE_HEARTBEATS: Final = 3.0
 BEAT_SHARE: Final = 0.7
 RETRUST_S: Final = 5.0
@@ -107,7 +106,8 @@ class Uplink:
     # --- Appender ---
 
     async def append(self, records: Sequence[NewRecord]) -> None:
-        """Waits while the parent is away. Raises Unavailable when it went meanwhile: some of the events may be there, and telling them again is
+        """Waits while the parent is away, and while it is there for as long as its own log may be away: it keeps what it was told, and each time it
+        came again would keep one more. Raises Unavailable when the connection was lost: some of the events may be there, and telling them again is
         harmless."""
         await self._up.wait()
         for batch in _batches(records):
@@ -116,10 +116,7 @@ class Uplink:
         acknowledged = self._acks[self._seq] = asyncio.get_running_loop().create_future()
         seq = self._seq
         try:
-            async with asyncio.timeout(ACK_S):
-                await acknowledged
-        except TimeoutError:
-            raise Unavailable("the parent does not acknowledge what it was told") from None
+            await acknowledged
         finally:
             self._acks.pop(seq, None)
 
