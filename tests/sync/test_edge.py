@@ -19,7 +19,7 @@ from tests.sync.test_receipts import logged
 
 from heliograph.core import feed, frames
 from heliograph.core.digest import digest
-from heliograph.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, Unavailable
+from heliograph.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, TooLarge, Unavailable
 from heliograph.core.events import NodeAlive, Received, Subscribed
 from heliograph.core.token import mint
 from heliograph.runtime.clock import now_us
@@ -363,6 +363,46 @@ def test_what_is_not_acknowledged_is_told_again_when_the_connection_was_lost(sti
     still.call(line._down)
     with pytest.raises(Unavailable):
         still.play(told)
+
+
+async def test_a_hello_as_large_as_it_may_be_holds_up_nobody(world, edge: Edge, database):
+    """What is told of it would be larger than a frame, and close the edge's line each time it is told."""
+    view = tuple(f"{i:03d}{'b' * 59}/{'a' * 62}/{'a' * 62}/{'c' * 11}" for i in range(frames.MAX_SELECTORS))
+    labels = {f"{i:02d}{'k' * 198}": "" for i in range(32)}
+
+    def hello() -> frames.Hello:
+        wanted = frames.Subscription(id=1, namespace=NAMESPACE, environment=ENVIRONMENT, view=view)
+        mark = frames.Fingerprint(sdk="test", sdk_version="1", host="h" * 200, app="a" * 200, labels=labels)
+        return frames.Hello(instance="large", incarnation=1, fingerprint=mark, subscriptions=(wanted,))
+
+    for key in labels:
+        labels[key] = "v" * max(0, min(200, frames.MAX_CLIENT_FRAME - len(msgspec.json.encode(hello()))))
+    assert len(msgspec.json.encode(hello())) == frames.MAX_CLIENT_FRAME
+    async with edge.world.client(hello=False) as client, edge.world.client(instance="beside") as beside:
+        await client.send(hello())
+        await client.until(1)
+        await client.send(client.receipt())
+        await client.until_kind(frames.ReceiptAck)
+        await beside.until(1)
+        await beside.send(beside.receipt())
+        await beside.until_kind(frames.ReceiptAck)
+    told = {each.instance: each for each in await logged(database, Subscribed, 2)}
+    assert (told["large"].view, told["large"].fingerprint.labels) == (view, {})
+    assert told["large"].fingerprint.app == "a" * 200
+
+
+def test_what_cannot_fit_a_frame_is_refused_before_it_closes_the_line(still: StillLoop, line: Uplink):
+    """The outbox leaves such an event out."""
+    fits = one_record(msgspec.structs.replace(a_receipt(), reason="x" * (feed.MAX_EVENT_BYTES - 1000)), "i")
+    still.call(lambda: asyncio.ensure_future(line.append([fits])))
+    still.turn()
+    [frame] = [line._outgoing.get_nowait() for _ in range(line._outgoing.qsize())]
+    assert len(frame) <= frames.MAX_CLIENT_FRAME
+    with pytest.raises(TooLarge):
+        still.play(
+            line.append([fits, one_record(msgspec.structs.replace(a_receipt(), reason="x" * feed.MAX_EVENT_BYTES), "i")])
+        )
+    assert not told_up(line)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from heliograph.core.events import FromSync
 from heliograph.core.frames import (
+    MAX_CLIENT_FRAME,
     ClientFrame,
     FromServer,
     Heartbeat,
@@ -25,6 +26,9 @@ MAX_FOLLOWED = 10_000
 """Environments that one edge follows at a time."""
 MAX_RELAYED_BYTES = 48 * 1024
 """Of events in one `Relay`: the frame has to fit what a client may send."""
+
+MAX_EVENT_BYTES = MAX_CLIENT_FRAME - 256
+"""Of one that goes alone, with what is around it."""
 
 # --- edge to parent -------------------------------------------------------------------------------------------------------------
 

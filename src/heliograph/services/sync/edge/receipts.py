@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from heliograph.core.events import FannedOut, FromSync, NodeAlive, Received, Subscribed
-from heliograph.core.feed import MAX_RELAYED_BYTES
+from heliograph.core.feed import MAX_EVENT_BYTES, MAX_RELAYED_BYTES
 from heliograph.eventlog.ports import Appender, NewRecord
 from heliograph.services.sync.receipts import Durable, Outbox
 from heliograph.services.sync.records import Told, one_record
@@ -44,8 +44,12 @@ class EdgeOutbox(Outbox):
 
 
 def _fitting(event: Subscribed) -> Subscribed:
-    """What does not fit a frame to the parent goes without what its application declares: a hello may be larger than that."""
-    if event.declares is None or len(_encode(event)) <= MAX_RELAYED_BYTES:
-        return event
-    log.warning("edge_declared_schemas_too_large", namespace=event.namespace, environment=event.environment)
-    return msgspec.structs.replace(event, declares=None)
+    """What does not fit a frame to the parent goes without what its application declares, then without its labels: a hello may be as large as a
+    frame, and what is told of it is larger. The longest view fits with the rest of it."""
+    if event.declares is not None and len(_encode(event)) > MAX_RELAYED_BYTES:
+        log.warning("edge_declared_schemas_too_large", namespace=event.namespace, environment=event.environment)
+        event = msgspec.structs.replace(event, declares=None)
+    if event.fingerprint.labels and len(_encode(event)) > MAX_EVENT_BYTES:
+        log.warning("edge_labels_too_large", namespace=event.namespace, environment=event.environment)
+        event = msgspec.structs.replace(event, fingerprint=msgspec.structs.replace(event.fingerprint, labels={}))
+    return event

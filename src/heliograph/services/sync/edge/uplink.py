@@ -22,7 +22,7 @@ from websockets.typing import Subprotocol
 
 from heliograph import __version__
 from heliograph.core import feed, frames
-from heliograph.core.errors import HeliographError, InvalidRequest, MalformedFrame, Unavailable
+from heliograph.core.errors import HeliographError, InvalidRequest, MalformedFrame, TooLarge, Unavailable
 from heliograph.eventlog.ports import NewRecord
 from heliograph.runtime import problems
 from heliograph.runtime.clock import now_us
@@ -108,7 +108,9 @@ class Uplink:
     async def append(self, records: Sequence[NewRecord]) -> None:
         """Waits while the parent is away, and while it is there for as long as its own log may be away: it keeps what it was told, and each time it
         came again would keep one more. Raises Unavailable when the connection was lost: some of the events may be there, and telling them again is
-        harmless."""
+        harmless. Raises TooLarge, and tells nothing, when one cannot fit a frame: the parent would close the connection for it each time."""
+        if any(len(each.body) > feed.MAX_EVENT_BYTES for each in records):
+            raise TooLarge(f"an event has at most {feed.MAX_EVENT_BYTES:,} bytes")
         await self._up.wait()
         for batch in _batches(records):
             self._seq += 1
@@ -301,7 +303,7 @@ class Uplink:
 
 
 def _batches(records: Sequence[NewRecord]) -> Iterator[list[msgspec.Raw]]:
-    """Each fits a frame. An event is smaller than the frame it was made from, but for names; one that is not goes alone."""
+    """Each fits a frame, as does each event alone."""
     batch: list[msgspec.Raw] = []
     size = 0
     for record in records:
