@@ -21,9 +21,10 @@ from heliograph.core import feed, frames
 from heliograph.core.digest import digest
 from heliograph.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, TooLarge, Unavailable
 from heliograph.core.events import NodeAlive, Received, Subscribed
+from heliograph.core.records import Signed
 from heliograph.core.token import mint
 from heliograph.runtime.clock import now_us
-from heliograph.services.sync.edge import app
+from heliograph.services.sync.edge import app, upstream
 from heliograph.services.sync.edge.settings import EdgeSettings
 from heliograph.services.sync.edge.uplink import Uplink
 from heliograph.services.sync.records import one_record
@@ -260,6 +261,28 @@ async def test_an_edge_that_follows_all_it_may_does_not_say_that_the_others_do_n
         edge.seek(NAMESPACE, ENVIRONMENT)
         edge.seek(NAMESPACE, "staging")
     assert [type(each) for each in edge.told] == [Overloaded]
+
+
+async def test_an_environment_that_is_dropped_in_the_middle_of_its_frames_holds_up_no_other(tmp_path, monkeypatch):
+    """The connection was waiting for room among them."""
+    monkeypatch.setattr(upstream, "WAITING", 2)
+
+    async def busy(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with alone(tmp_path / "edge", Authority()) as edge:
+        monkeypatch.setattr(edge.upstream, "_step", busy)
+        channel = edge.channel
+        frame = frames.Current(subscription=channel.id, head=Signed(payload="", signatures=()))
+        for _ in range(3):  # one is being looked at
+            await edge.upstream.take(frame)
+            await asyncio.sleep(0)
+        waits = asyncio.create_task(edge.upstream.take(frame))
+        await asyncio.sleep(0)
+        assert channel.frames.full()
+        assert not waits.done()
+        edge.upstream._drop_idle(channel)
+        await asyncio.wait_for(waits, DEADLINE_S)
 
 
 async def test_what_nobody_asks_for_is_dropped_and_what_is_held_is_not(world, tmp_path):

@@ -199,6 +199,8 @@ class Upstream:
         self._metrics.edge_environments.set(len(self._channels))
         if channel.healing:
             channel.healing.cancel()
+        while not channel.frames.empty():  # the connection may be waiting for room among them
+            channel.frames.get_nowait()
         if channel.task:
             channel.task.cancel()
             self._ending.add(channel.task)
