@@ -20,13 +20,16 @@ from tests.sync.test_receipts import logged
 from heliograph.core import feed, frames
 from heliograph.core.digest import digest
 from heliograph.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, TooLarge, Unavailable
-from heliograph.core.events import NodeAlive, Received, Subscribed
+from heliograph.core.events import FromSync, NodeAlive, Received, Subscribed
 from heliograph.core.records import Signed
 from heliograph.core.token import mint
+from heliograph.eventlog.postgres import PostgresAppender
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync.edge import app, upstream
+from heliograph.services.sync.edge.receipts import EdgeOutbox
 from heliograph.services.sync.edge.settings import EdgeSettings
 from heliograph.services.sync.edge.uplink import Uplink
+from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.records import one_record
 from heliograph.telemetry.health import Readiness
 from heliograph.telemetry.metrics import Metrics
@@ -426,6 +429,44 @@ def test_what_cannot_fit_a_frame_is_refused_before_it_closes_the_line(still: Sti
             line.append([fits, one_record(msgspec.structs.replace(a_receipt(), reason="x" * feed.MAX_EVENT_BYTES), "i")])
         )
     assert not told_up(line)
+
+
+async def test_an_edge_that_stops_tells_what_is_on_its_way_once(world, edge: Edge, monkeypatch):
+    """The log takes it only after the edge has begun to end."""
+    taken, begun, ending, there = [], asyncio.Event(), asyncio.Event(), asyncio.Event()
+    put, append, flush = Outbox.put, PostgresAppender.append, EdgeOutbox.flush
+
+    def noted(self: Outbox, event: FromSync, key: str, durable: Any = None) -> bool:
+        if isinstance(event, Received) and "/" in event.node:
+            taken.append(event)
+        return put(self, event, key, durable)
+
+    async def late(self: PostgresAppender, records: Any) -> None:
+        begun.set()
+        await there.wait()
+        await append(self, records)
+
+    async def last(self: EdgeOutbox, within_s: float) -> None:
+        ending.set()
+        await flush(self, DEADLINE_S)
+
+    async with edge.world.client(instance="below") as client:
+        await client.until(1)
+        await client.send(client.receipt(seq=1))
+        await client.until_kind(frames.ReceiptAck)
+        monkeypatch.setattr(Outbox, "put", noted)
+        monkeypatch.setattr(PostgresAppender, "append", late)
+        monkeypatch.setattr(EdgeOutbox, "flush", last)
+        await client.send(client.receipt(seq=2))
+        async with asyncio.timeout(DEADLINE_S):
+            while not taken:
+                await asyncio.sleep(0.01)
+            await begun.wait()
+    ended = asyncio.create_task(edge.service.end())
+    await asyncio.wait_for(ending.wait(), DEADLINE_S)
+    there.set()
+    await ended
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,7 @@ class Hub:
         self.warm = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.draining = False
+        self._ended = False
         self.look_for: Callable[[str, str], None] = self.no_environment
         """Asked for an environment that is not known here; answers with `add_environment`, `no_environment` or `refuse_environment`."""
         self._wheel: Wheel[Connection] = Wheel(moment_us(), tick_us=int(TICK_S * 1e6), slots=WHEEL_SLOTS)
@@ -744,10 +745,10 @@ class Hub:
     # --- the clock, and the end ---
 
     async def run(self) -> None:
-        """Signs of life, silent and stalled connections. Until cancelled."""
+        """Signs of life, silent and stalled connections. Until cancelled, or this node has ended: there is no sign of life after its last."""
         next_sign = 0.0
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._ended:
             if loop.time() >= next_sign:
                 self._reports.alive(len(self._connections))
                 next_sign = loop.time() + ALIVE_S
@@ -813,6 +814,7 @@ class Hub:
 
     async def end(self) -> None:
         """After everybody has gone."""
+        self._ended = True
         await self._polls.drain(0)
         for task in self._tasks:
             task.cancel()

@@ -139,11 +139,9 @@ async def _work_until(edge: Edge, ready: asyncio.Event, stop: asyncio.Event, lea
             ]
             if loaded or await _met(edge, stop):
                 await _serve_until(edge, ready, stop, leave)
-            for task in tasks[1:]:
+            await edge.outbox.flush(edge.settings.drain_s)  # while all goes on: what is on its way is told once
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks[1:], return_exceptions=True)
-            await edge.outbox.flush(edge.settings.drain_s)  # over the uplink, which goes last
-            tasks[0].cancel()
     finally:
         log.info("edge_stopping", receipts_waiting=edge.outbox.waiting)
 
