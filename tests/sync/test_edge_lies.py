@@ -125,6 +125,8 @@ async def test_what_a_parent_altered_is_refused_by_the_edge_and_by_clients(world
             await liar.told.wait()
             while not await metric(edge.world, "heliograph_edge_refused_total"):
                 await asyncio.sleep(0.02)
+        [shown] = (await edge.ask("/v1/edge"))["environments"]
+        assert (shown["number"], shown["confirmed"]) == (2, False)
         assert client.configs == {"banner": {"text": "true"}}
         async with edge.world.client() as late:  # what was verified goes on being served
             await late.until(2)
@@ -133,6 +135,7 @@ async def test_what_a_parent_altered_is_refused_by_the_edge_and_by_clients(world
         await client.until(3)  # a snapshot was asked for
         assert client.configs == {"banner": {"text": "also true"}}
         assert client.kinds.count("SnapshotFrame") == 1
+        await edge.until(lambda status: status["environments"][0]["confirmed"])
 
 
 async def test_a_parent_with_keys_of_its_own_is_not_believed(world, tmp_path):

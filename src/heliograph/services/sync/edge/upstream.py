@@ -386,7 +386,8 @@ class Upstream:
         self._heal(channel)
 
     def _heal(self, channel: Channel) -> None:
-        """Asks for a snapshot, after a pause that grows as long as none verifies."""
+        """Asks for a snapshot, after a pause that grows as long as none verifies. Until then nobody knows that what is here is the parent's head."""
+        channel.confirmed = False
         if channel.healing is not None:
             return
         pause_s = delay(channel.refusals, base_s=RESYNC_BASE_S, cap_s=RESYNC_CAP_S)
