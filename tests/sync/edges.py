@@ -21,6 +21,7 @@ from heliograph.core import frames
 from heliograph.core.digest import unspell
 from heliograph.core.errors import HeliographError, NotFound
 from heliograph.core.history import leaf
+from heliograph.core.records import Signed
 from heliograph.services.sync.edge import app, upstream
 from heliograph.services.sync.edge.copies import Copies
 from heliograph.services.sync.edge.settings import EdgeSettings
@@ -100,6 +101,16 @@ def registry_of(world: World) -> str:
     return str(world.api.base_url)
 
 
+def at_a_node(authority: Authority) -> Environment:
+    """The environment as a sync node has it that has just read it from the registry."""
+    environment = Environment(NAMESPACE, ENVIRONMENT, past_versions=256, frame_cache_bytes=1 << 20)
+    *before, latest = authority.commits
+    for each in before:
+        environment.note_recovery(each.signed)
+    environment.replace(authority.head(safe=1), latest.signed, dict(latest.content), [each.id for each in before])
+    return environment
+
+
 class Alone:
     """What an edge follows, without sockets: a test says what its parent says. ``sent``: to the parent; ``told``: why whoever asks is not served."""
 
@@ -111,7 +122,7 @@ class Alone:
         self.metrics = Metrics()
         settings = SimpleNamespace(held=(), edge_idle_s=idle_s, past_versions=256, frame_cache_bytes=1 << 20)
         self.uplink = SimpleNamespace(connected=True, send=self.sent.append, away_s=lambda: 0.0, reconnect_soon=lambda: None)
-        self.parent = SimpleNamespace(trust=authority.trust, leaves=self.leaves)
+        self.parent = SimpleNamespace(trust=authority.trust, leaves=self.leaves, recoveries=self.recoveries)
         hub: Any = SimpleNamespace(
             room=lambda *_: None,
             add_environment=lambda _: None,
@@ -127,6 +138,9 @@ class Alone:
 
     async def leaves(self, namespace: str, environment: str, after: int, upto: int) -> list[bytes]:
         return [leaf(unspell(each.id)) for each in self.authority.commits[after:upto]]
+
+    async def recoveries(self, namespace: str, environment: str) -> list[Signed]:
+        return [each.signed for each in self.authority.commits if each.version.kind == "recover"]
 
     @property
     def channel(self) -> upstream.Channel:

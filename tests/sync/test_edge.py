@@ -11,7 +11,7 @@ import pytest
 from contracts.authority import Authority
 from pydantic import SecretStr
 from tests.sync.conftest import DEADLINE_S, ENVIRONMENT, NAMESPACE, PATH
-from tests.sync.edges import SCOPE, Edge, alone, edge_below, edge_token, registry_of
+from tests.sync.edges import SCOPE, Edge, alone, at_a_node, edge_below, edge_token, registry_of
 from tests.sync.in_memory import StillLoop
 from tests.sync.test_feed import receipt as a_receipt
 from tests.sync.test_node import metric
@@ -19,9 +19,10 @@ from tests.sync.test_receipts import logged
 
 from heliograph.core import feed, frames
 from heliograph.core.digest import digest
-from heliograph.core.errors import Forbidden, InvalidRequest, NotFound, Overloaded, TooLarge, Unavailable
+from heliograph.core.errors import Forbidden, Forked, InvalidRequest, NotFound, Overloaded, TooLarge, Unavailable
 from heliograph.core.events import FromSync, NodeAlive, Received, Subscribed
 from heliograph.core.records import Signed
+from heliograph.core.replica import Assembler, Replica
 from heliograph.core.token import mint
 from heliograph.eventlog.postgres import PostgresAppender
 from heliograph.runtime.clock import now_us
@@ -29,6 +30,7 @@ from heliograph.services.sync.edge import app, upstream
 from heliograph.services.sync.edge.receipts import EdgeOutbox
 from heliograph.services.sync.edge.settings import EdgeSettings
 from heliograph.services.sync.edge.uplink import Uplink
+from heliograph.services.sync.environment import Environment
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.records import one_record
 from heliograph.telemetry.health import Readiness
@@ -335,6 +337,92 @@ async def test_what_is_too_large_to_relay_goes_without_its_schemas(world, edge: 
         await client.until_kind(frames.ReceiptAck)
     [joined] = await logged(database, Subscribed)
     assert (joined.instance, joined.declares) == ("large", None)
+
+
+def sent_on(environment: Environment, client: Replica) -> str:
+    """The first frame that a client of everything is sent from where it is: it must take it."""
+    assembler, whole = Assembler(), None
+    for text in environment.frames(1, ("",), client.cursor):
+        whole = assembler.add(msgspec.json.decode(text, type=frames.FromServer))
+    assert whole is not None
+    candidate = client.consider(whole, now_us())
+    assert candidate is not None
+    client.adopt(candidate)
+    return type(whole).__name__
+
+
+def forged(authority: Authority) -> list[Signed]:
+    """None is worth anything: not signed, of another environment, of another history, or no recover version."""
+    opened = next(each.signed for each in authority.commits if each.version.kind == "recover")
+    elsewhere, other = Authority(environment="staging"), authority.fork(3)
+    other.recover(3, epochs=3)
+    elsewhere.publish({"a": 1})
+    return [
+        Signed(opened.payload, ()),
+        Signed(opened.payload.replace('"epoch":2', '"epoch":9'), opened.signatures),
+        elsewhere.recover(2).signed,
+        other.latest.signed,
+        authority.latest.signed,
+    ]
+
+
+@pytest.mark.parametrize("told", ["told", "by an older parent"])
+@pytest.mark.parametrize("edge_was", ["there", "away", "there, and started again", "away, and started again", "not yet"])
+async def test_a_client_on_a_version_that_a_fail_over_lost_goes_on(tmp_path, edge_was, told):
+    """As at a sync node, whether or not the edge has seen how the history began anew."""
+    authority = Authority()
+    for number in range(2, 5):
+        authority.publish({"a": number})
+    client = Replica(authority.trust, NAMESPACE, ENVIRONMENT, ("",))
+    async with alone(tmp_path / "edge", authority) as edge:
+        if told == "by an older parent":
+            edge.parent.recoveries = nothing
+        if edge_was == "not yet":
+            sent_on(at_a_node(authority), client)
+        else:
+            sent_on(await edge.shown(at_a_node(authority)), client)
+        authority.recover(3)
+        if edge_was.startswith("there"):
+            await edge.shown(at_a_node(authority))
+        for number in range(4, 8):
+            authority.publish({"a": 10 * number})
+        environment = await edge.shown(at_a_node(authority))
+    if edge_was.endswith("started again"):
+        async with alone(tmp_path / "edge", authority) as edge:
+            assert await edge.upstream.load() == 1
+            assert edge.channel.environment is not None
+            environment = edge.channel.environment
+    assert client.cursor is not None
+    assert client.cursor.number == 4
+    if (edge_was, told) == ("not yet", "by an older parent"):
+        with pytest.raises(Forked):
+            sent_on(environment, client)
+    else:
+        assert sent_on(environment, client) == "SnapshotFrame"
+        assert client.cursor == authority.latest.cursor
+
+
+async def nothing(*_: Any) -> list[Signed]:
+    return []
+
+
+async def test_how_the_history_began_anew_is_believed_only_if_it_is_signed_and_in_it(tmp_path):
+    authority = Authority()
+    authority.publish({"a": 1})
+    authority.publish({"a": 2})
+    authority.recover(3)
+    authority.publish({"a": 3})
+
+    async def told(*_: Any) -> list[Signed]:
+        return forged(authority)
+
+    async with alone(tmp_path / "edge", authority) as edge:
+        edge.parent.recoveries = told
+        environment = await edge.shown(at_a_node(authority))
+        assert environment.recoveries == ()
+    async with alone(tmp_path / "other", authority) as edge:
+        environment = await edge.shown(at_a_node(authority))
+        assert environment.recoveries == (authority.commits[2].signed,)
 
 
 class Silent:

@@ -260,6 +260,18 @@ async def test_history_is_told_as_leaves(world):
     assert (await world.bundles.get(f"/v1/internal/history/{NAMESPACE}/staging?upto=1", headers=edge)).status_code == 403
 
 
+async def test_how_the_history_began_anew_is_told_as_it_was_signed(world):
+    """Nothing of it here; and nothing of what is not in the edge's scope."""
+    edge = {"Authorization": f"Bearer {(await edge_token(world))['token']}"}
+    path = "/v1/internal/recoveries"
+    answer = await world.bundles.get(f"{path}/{NAMESPACE}/{ENVIRONMENT}", headers=edge)
+    assert (answer.status_code, answer.json()) == (200, [])
+    assert (await world.bundles.get(f"{path}/{NAMESPACE}/staging", headers=edge)).status_code == 403
+    assert (await world.bundles.get(f"{path}/{NAMESPACE}/{ENVIRONMENT}")).status_code == 403
+    older = await world.bundles.get(f"/v1/internal/not-known-to-this-release/{NAMESPACE}/{ENVIRONMENT}", headers=edge)
+    assert older.status_code == 404  # what an edge hears of a parent that does not know the question
+
+
 async def test_a_connection_that_comes_again_replaces_the_one_before(world):
     made = await edge_token(world)
     async with raw_edge(world, made["token"]) as one:

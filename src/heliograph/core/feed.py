@@ -75,6 +75,12 @@ class Purged(ServerFrame, frozen=True, kw_only=True, tag="purged"):
 ToEdge = FromServer | Revoked | Purged
 
 # --- questions ------------------------------------------------------------------------------------------------------------------
+#
+# Over HTTP, with the edge's token, at the address of the parent's bundles:
+#
+#   POST /v1/internal/introspect                       {"sha256": …}: the principal of that token
+#   GET  /v1/internal/history/NAMESPACE/ENVIRONMENT    leaves of versions after + 1 to upto, 32 bytes each
+#   GET  /v1/internal/recoveries/NAMESPACE/ENVIRONMENT signed recover versions, [{"payload": …, "signatures": […]}]; 404: an older parent
 
 LEAF_BYTES = 32
 

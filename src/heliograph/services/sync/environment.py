@@ -93,7 +93,7 @@ class Environment:
         self._entries |= {entry.digest: entry for entry in entries.values()}
         self._history = past
         self._move(head, version, root)
-        self._past = OrderedDict((number, kept) for number, kept in self._past.items() if self.knows(kept[0]))
+        self._forget_lost()
 
     def commit(
         self, head: Signed, version: Signed, changes: Mapping[str, Entry | None], *, answer: Answer, trace: str | None
@@ -122,6 +122,8 @@ class Environment:
             self._history = past
         self.answer, self.trace = answer, trace
         self._move(head, version, root)
+        if past is not None:
+            self._forget_lost()
 
     def renew(self, head: Signed) -> bool:
         """A head of the same version with a later signature. Whether it was one."""
@@ -155,6 +157,10 @@ class Environment:
         self._remember(head.cursor, root)
         self._digests.clear()
         self._forget_frames()
+
+    def _forget_lost(self) -> None:
+        """No delta can begin at a version that is in this history no more: its readers would have to refuse it."""
+        self._past = OrderedDict((number, kept) for number, kept in self._past.items() if self.knows(kept[0]))
 
     def _remember(self, cursor: Cursor, root: trie.Node) -> None:
         self._past[cursor.number] = (cursor, root)
@@ -199,6 +205,11 @@ class Environment:
     @property
     def history(self) -> history.History:
         return self._history
+
+    @property
+    def recoveries(self) -> tuple[Signed, ...]:
+        """The recover versions that are known."""
+        return tuple(self._recoveries.values())
 
     def entry(self, digest: bytes) -> Entry:
         try:

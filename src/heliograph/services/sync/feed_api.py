@@ -1,4 +1,4 @@
-"""What edges ask over HTTP: whose a token is, and which versions came before the one they were sent."""
+"""What edges ask over HTTP: whose a token is, which versions came before the one they were sent, and how their history began anew."""
 
 from __future__ import annotations
 
@@ -47,6 +47,13 @@ def make_router(hub: Hub, authenticator: DigestAuthenticator) -> APIRouter:
         found = await hub.find(names.namespace(namespace), names.environment(environment))
         body = feed.join_leaves(found.history.levels[0][after:upto])
         return Response(body, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
+
+    @router.get("/recoveries/{namespace}/{environment}")
+    async def recoveries(request: Request, namespace: str, environment: str) -> Response:
+        """The signed recover versions that are known, for readers that run on what one of them dropped. Whoever has the history can check them."""
+        allow(await edge(request), Action.RELAY, namespace, environment)
+        found = await hub.find(names.namespace(namespace), names.environment(environment))
+        return Json(found.recoveries)
 
     return router
 

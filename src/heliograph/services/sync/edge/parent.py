@@ -14,6 +14,7 @@ from heliograph.core.records import ROOT_TYPE, Signed
 from heliograph.core.token import Token
 from heliograph.core.trust import Trust
 from heliograph.services.sync.edge.copies import Copies
+from heliograph.services.sync.environment import MAX_RECOVERIES
 
 log = structlog.get_logger()
 
@@ -83,9 +84,7 @@ class Parent:
         if upto - after > MAX_LEAVES:
             raise Unavailable(f"{namespace}/{environment} has more versions than an edge takes")
         path = f"/v1/internal/history/{namespace}/{environment}"
-        answer = await self._get(
-            self.http, path, {"after": after, "upto": upto}, {"Authorization": f"Bearer {self.token.text}"}
-        )
+        answer = await self._get(self.http, path, {"after": after, "upto": upto}, self._as_edge())
         try:
             found = feed.split_leaves(answer)
         except ValueError:
@@ -93,6 +92,19 @@ class Parent:
         if len(found) != upto - after:
             raise Unavailable("the parent does not tell which versions came before")
         return found
+
+    async def recoveries(self, namespace: str, environment: str) -> list[Signed]:
+        """The recover versions that it knows, to be verified; none of a parent of an older release, which does not know the question. Raises
+        Unavailable."""
+        path = f"/v1/internal/recoveries/{namespace}/{environment}"
+        answer = await self._get(self.http, path, {}, self._as_edge(), missing=b"[]")
+        try:
+            return msgspec.json.decode(answer, type=list[Signed])[:MAX_RECOVERIES]  # each costs a look at its signatures
+        except msgspec.DecodeError:
+            raise Unavailable("the parent does not tell how its history began anew") from None
+
+    def _as_edge(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token.text}"}
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -132,11 +144,16 @@ class Parent:
         return answer
 
     @staticmethod
-    async def _get(http: httpx.AsyncClient, path: str, query: dict[str, int], headers: dict[str, str]) -> bytes:
+    async def _get(
+        http: httpx.AsyncClient, path: str, query: dict[str, int], headers: dict[str, str], *, missing: bytes | None = None
+    ) -> bytes:
+        """``missing``: what it stands for that there is no such path."""
         try:
             answer = await http.get(path, params=query, headers=headers)
         except BROKEN as error:
             raise Unavailable(f"the parent is not reachable ({type(error).__name__})") from None
+        if missing is not None and answer.status_code == httpx.codes.NOT_FOUND:
+            return missing
         if answer.status_code != httpx.codes.OK:
             raise Unavailable(f"the parent answered {path} with HTTP {answer.status_code}")
         return answer.content

@@ -3,7 +3,8 @@
 An environment is followed when the first client asks for it, or always if it is to be held; when nobody has asked for long, it is dropped with its
 copy. A parent that sends what does not verify changes nothing here: a snapshot is asked for, with backoff, and what was verified is served on.
 What an edge adds to a reader of everything is the history's leaves, for the paths that its own clients need: one version's come with it, those
-of a jump are asked for, and their root is in the signed version.
+of a jump are asked for, and their root is in the signed version. With them it asks for the recover versions, which its clients need that run on
+what a fail-over lost: each is signed, and in that history.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from heliograph.core.delta import Entry
 from heliograph.core.digest import spell
 from heliograph.core.errors import BadProof, BadSignature, HeliographError, NotFound, Overloaded, Refused, Unavailable
 from heliograph.core.history import History
-from heliograph.core.records import Head, Version
+from heliograph.core.records import Cursor, Head, Signed, Version
 from heliograph.core.replica import Assembler, Candidate, Held, Replica, StateFrame
 from heliograph.core.times import to_us
 from heliograph.core.trust import Trust
@@ -40,6 +41,8 @@ from heliograph.telemetry.metrics import Metrics
 log = structlog.get_logger()
 
 STATE: Final = "state-"
+RECOVERIES: Final = "recoveries-"
+"""Beside the state: a release that does not know them reads it all the same."""
 WAITING: Final = 256
 """Frames of one environment between the socket and its verification; the socket waits when there are more."""
 INLINE: Final = 64
@@ -186,6 +189,7 @@ class Upstream:
     def _forget(self, channel: Channel, detail: str) -> None:
         self._unfollow(channel)
         self._copies.drop(_name(channel.key))
+        self._copies.drop(_name(channel.key, RECOVERIES))
         self._hub.no_environment(*channel.key, detail)
 
     def _unfollow(self, channel: Channel) -> None:
@@ -317,6 +321,7 @@ class Upstream:
     async def _adopt(self, channel: Channel, replica: Replica, candidate: Candidate, frame: StateFrame) -> None:
         held, received_us = candidate.held, now_us()
         past = await self._past(channel, candidate)
+        told = [] if past is None else await self._recoveries(channel, candidate, frame)
         environment = channel.environment or self._new_environment(channel.key)
         changed = (held.entries[name] for name in candidate.changed if name in held.entries)
         entries = changed if channel.environment else held.entries.values()
@@ -325,6 +330,7 @@ class Upstream:
         else:
             await asyncio.to_thread(_put, environment, held, entries, past, frame)  # nobody knows it yet
         replica.adopt(candidate)
+        _note(environment, replica.trust, told)
         self._keep_after(channel, environment)
         if channel.environment is None:
             channel.environment = environment
@@ -345,6 +351,13 @@ class Upstream:
         keep = min(len(known), number - 1)
         leaves = await self._parent.leaves(*channel.key, keep, number - 1) if keep < number - 1 else []
         return _checked(known.grown(leaves, keep), candidate.held)
+
+    async def _recoveries(self, channel: Channel, candidate: Candidate, frame: StateFrame) -> list[Signed]:
+        """The recover versions that may have come by while nobody here saw it. Raises Unavailable."""
+        if candidate.held.head.epoch == 1:
+            return []
+        told = await self._parent.recoveries(*channel.key)
+        return [*told, frame.recovery.version] if frame.recovery else told
 
     def _confirm(self, channel: Channel) -> None:
         channel.refusals = 0
@@ -412,6 +425,8 @@ class Upstream:
         assert still
         count = environment.cursor.number - 1
         self._copies.mark(_name(channel.key), lambda: b"%d\n" % count + feed.join_leaves(leaves[:count]) + still.stored())
+        if recoveries := environment.recoveries:
+            self._copies.mark(_name(channel.key, RECOVERIES), lambda: msgspec.json.encode(recoveries))
 
     def _recalled(self, name: str, trust: Trust, key: Key) -> tuple[Replica, Environment] | None:
         """Verified as if the parent had sent it; None for what does not verify, or is damaged."""
@@ -432,11 +447,32 @@ class Upstream:
         except (HeliographError, msgspec.DecodeError, ValueError) as error:
             log.error("edge_copy_refused", file=name, error=type(error).__name__)
             return None
+        _note(environment, trust, self._recalled_recoveries(_name(key, RECOVERIES)))
         return replica, environment
+
+    def _recalled_recoveries(self, name: str) -> list[Signed]:
+        try:
+            return msgspec.json.decode(self._copies.read(name) or b"[]", type=list[Signed])
+        except msgspec.DecodeError as error:
+            log.error("edge_copy_refused", file=name, error=type(error).__name__)
+            return []
 
 
 def _put(environment: Environment, held: Held, entries: Iterable[Entry], past: History | None, frame: StateFrame) -> None:
     environment.adopt(held.signed_head, held.signed_version, held.trie, entries, past, answer=frame.answer, trace=frame.trace)
+
+
+def _note(environment: Environment, trust: Trust, told: Iterable[Signed]) -> None:
+    """Of the recover versions that are told, those that are signed, and in the environment's history."""
+    for each in told:
+        try:
+            version = trust.verify_version(each)
+        except BadSignature:
+            log.error("edge_recovery_refused", namespace=environment.namespace, environment=environment.environment)
+            continue
+        of_it = (version.namespace, version.environment) == (environment.namespace, environment.environment)
+        if of_it and environment.knows(Cursor(version.epoch, version.number, Version.id_of(each.payload))):
+            environment.note_recovery(each)
 
 
 def _checked(past: History, held: Held) -> History:
@@ -452,8 +488,8 @@ def _forget_past(environment: Environment) -> None:
         environment.forget_past()
 
 
-def _name(key: Key) -> str:
-    return f"{STATE}{key[0]}~{key[1]}"
+def _name(key: Key, kind: str = STATE) -> str:
+    return f"{kind}{key[0]}~{key[1]}"
 
 
 def _status(channel: Channel) -> EnvironmentStatus:
