@@ -26,6 +26,7 @@ from heliograph.core.replica import Assembler, Replica
 from heliograph.core.token import mint
 from heliograph.eventlog.postgres import PostgresAppender
 from heliograph.runtime.clock import now_us
+from heliograph.services.sync import receipts as outboxes
 from heliograph.services.sync.edge import app, upstream
 from heliograph.services.sync.edge.receipts import EdgeOutbox
 from heliograph.services.sync.edge.settings import EdgeSettings
@@ -555,6 +556,56 @@ async def test_an_edge_that_stops_tells_what_is_on_its_way_once(world, edge: Edg
     there.set()
     await ended
     assert len(taken) == 1
+
+
+async def test_who_waits_to_be_reported_is_reported_once_however_often_the_line_comes_and_goes():
+    """A change of what it declares is another report, and so is one after it was told."""
+    told, there = asyncio.Queue[int](), asyncio.Event()
+
+    class Line:
+        async def append(self, records: Any) -> None:
+            await there.wait()
+            told.put_nowait(len(records))
+
+        async def close(self) -> None: ...
+
+    outbox = EdgeOutbox(Line(), Metrics(), lambda: True)
+    running = asyncio.create_task(outbox.run())
+    one, other, declares = a_report(1), a_report(2), a_report(1, declares={"banner": "{}"})
+    for each in (one, other, one, other, declares, one):
+        assert outbox.put(each, "i")
+        await asyncio.sleep(2 * outboxes.GATHER_S)  # whether it waits or is on its way
+    assert outbox.waiting == 3
+    there.set()
+    async with asyncio.timeout(DEADLINE_S):
+        count = 0
+        while count < 3:
+            count += await told.get()
+        while outbox.waiting:
+            await asyncio.sleep(0.01)
+    assert outbox.put(one, "i")
+    assert await asyncio.wait_for(told.get(), DEADLINE_S) == 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def a_report(subscription: int, declares: Any = None) -> Subscribed:
+    return Subscribed(
+        namespace=NAMESPACE,
+        environment=ENVIRONMENT,
+        instance="i",
+        incarnation=1,
+        connection="c",
+        subscription=subscription,
+        view=("",),
+        node="n",
+        region="r",
+        token="t",
+        fingerprint=frames.Fingerprint(sdk="test", sdk_version="1"),
+        have=None,
+        at_us=1,
+        declares=declares,
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -23,11 +24,13 @@ _encode = msgspec.json.Encoder().encode
 
 class EdgeOutbox(Outbox):
     """While the parent is away, receipts wait as in any outbox. Signs of life and fan-outs are of the moment and are not kept; who came and went
-    is, up to a bound: everybody who is there is reported again when the parent is back."""
+    is, up to a bound: everybody who is there is reported again when the parent is back, but for those whose report still waits."""
 
     def __init__(self, appender: Appender, metrics: Metrics, connected: Callable[[], bool]) -> None:
         super().__init__(appender, metrics)
         self._connected = connected
+        self._reports: set[tuple[str, int]] = set()
+        """Whose report waits, or is on its way: connection and subscription, which are reported again and again and the same each time."""
 
     def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
         if durable is None and not isinstance(event, Received) and not self._connected():
@@ -36,7 +39,17 @@ class EdgeOutbox(Outbox):
             if self.waiting >= MAX_REPORTS:
                 self._metrics.edge_events_dropped.inc()
                 return True
-        return super().put(_fitting(event) if isinstance(event, Subscribed) else event, key, durable)
+        if isinstance(event, Subscribed):
+            return self._report(event, key)
+        return super().put(event, key, durable)
+
+    def _report(self, event: Subscribed, key: str) -> bool:
+        """Once, unless it declares something: that may be another thing by now."""
+        slot = event.connection, event.subscription
+        if event.declares is not None or slot not in self._reports:
+            self._reports.add(slot)
+            self._add(_fitting(event), key, partial(self._reports.discard, slot))
+        return True
 
     def _records(self, told: list[Told]) -> list[NewRecord]:
         """Each its own, as a frame to the parent names events one by one."""
