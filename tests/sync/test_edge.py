@@ -20,14 +20,14 @@ from tests.sync.test_receipts import logged
 from heliograph.core import feed, frames
 from heliograph.core.digest import digest
 from heliograph.core.errors import Forbidden, Forked, InvalidRequest, NotFound, Overloaded, TooLarge, Unavailable
-from heliograph.core.events import FromSync, NodeAlive, Received, Subscribed
+from heliograph.core.events import FromSync, NodeAlive, Received, Subscribed, Unsubscribed
 from heliograph.core.records import Signed
 from heliograph.core.replica import Assembler, Replica
 from heliograph.core.token import mint
 from heliograph.eventlog.postgres import PostgresAppender
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync import receipts as outboxes
-from heliograph.services.sync.edge import app, upstream
+from heliograph.services.sync.edge import app, receipts, upstream
 from heliograph.services.sync.edge.receipts import EdgeOutbox
 from heliograph.services.sync.edge.settings import EdgeSettings
 from heliograph.services.sync.edge.uplink import Uplink
@@ -556,6 +556,33 @@ async def test_an_edge_that_stops_tells_what_is_on_its_way_once(world, edge: Edg
     there.set()
     await ended
     assert len(taken) == 1
+
+
+@pytest.mark.parametrize("parent", ["went away", "was not met since the start"])
+async def test_what_is_declared_arrives_when_its_report_found_no_room(world, edge: Edge, database, monkeypatch, parent):
+    """Everybody is reported again when the parent is there; what they declare had not been told yet."""
+    async with edge.world.client() as client:
+        await client.until(1)
+    await edge.until(lambda status: status["environments"][0]["confirmed"])
+    await logged(database, Unsubscribed)
+    if parent == "was not met since the start":
+        await edge.service.end()
+        await world.sync.end()
+        await edge.service.start()
+    else:
+        await world.sync.end()
+        await edge.until_away()
+    monkeypatch.setattr(receipts, "MAX_REPORTS", 0)
+    schema = {"banner": '{"type":"object"}'}
+    async with edge.world.client(hello=False) as client:
+        wanted = frames.Subscription(id=1, namespace=NAMESPACE, environment=ENVIRONMENT, declares=schema)
+        mark = frames.Fingerprint(sdk="test", sdk_version="1")
+        await client.send(frames.Hello(instance="declares", incarnation=1, fingerprint=mark, subscriptions=(wanted,)))
+        await client.until(1)
+        assert await metric(edge.world, "heliograph_edge_events_dropped_total") == 1
+        await world.sync.start()
+        told = (await logged(database, Subscribed, 2))[-1]
+    assert (told.instance, told.declares) == ("declares", schema)
 
 
 async def test_who_waits_to_be_reported_is_reported_once_however_often_the_line_comes_and_goes():

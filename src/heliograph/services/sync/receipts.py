@@ -49,7 +49,8 @@ class Outbox:
         return len(self._waiting) + self._on_their_way
 
     def put(self, event: FromSync, key: str, durable: Durable | None = None) -> bool:
-        """`durable` is called once the event is. Only what has such a caller may be refused."""
+        """`durable` is called once the event is. Only what has such a caller may be refused, or what an outbox of another kind reports again. Whether
+        it was taken."""
         if durable is not None and not self.has_room:
             return False
         self._add(event, key, durable)

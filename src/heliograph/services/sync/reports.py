@@ -21,13 +21,12 @@ class Reports:
         self._metrics = metrics
 
     def joined(self, subscriber: Subscriber) -> None:
-        """Also once more, when what it declares has changed."""
+        """Also once more, when what it declares has changed. What it declares is told until a report of it is taken."""
         session = subscriber.session
         if session.anonymous or session.relays:
             return
-        declares, subscriber.declares = subscriber.declares, None
         assert session.fingerprint, "nothing is known of a session before its hello"
-        self._outbox.put(
+        taken = self._outbox.put(
             Subscribed(
                 namespace=subscriber.namespace,
                 environment=subscriber.environment,
@@ -42,10 +41,12 @@ class Reports:
                 fingerprint=session.fingerprint,
                 have=subscriber.cursor,
                 at_us=now_us(),
-                declares=declares,
+                declares=subscriber.declares,
             ),
             session.instance,
         )
+        if taken:
+            subscriber.declares = None
 
     def left(self, subscriber: Subscriber, reason: str) -> None:
         session = subscriber.session

@@ -24,7 +24,8 @@ _encode = msgspec.json.Encoder().encode
 
 class EdgeOutbox(Outbox):
     """While the parent is away, receipts wait as in any outbox. Signs of life and fan-outs are of the moment and are not kept; who came and went
-    is, up to a bound: everybody who is there is reported again when the parent is back, but for those whose report still waits."""
+    is, up to a bound, and `put` says so: everybody who is there is reported again when the parent is back, but for those whose report still
+    waits."""
 
     def __init__(self, appender: Appender, metrics: Metrics, connected: Callable[[], bool]) -> None:
         super().__init__(appender, metrics)
@@ -38,7 +39,7 @@ class EdgeOutbox(Outbox):
                 return True
             if self.waiting >= MAX_REPORTS:
                 self._metrics.edge_events_dropped.inc()
-                return True
+                return False
         if isinstance(event, Subscribed):
             return self._report(event, key)
         return super().put(event, key, durable)

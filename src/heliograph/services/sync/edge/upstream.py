@@ -217,8 +217,8 @@ class Upstream:
             if channel.replica and self._parent.trust:
                 channel.replica.trust = self._parent.trust
             self._subscribe(channel)
-        if away_s is not None:  # the ledger may have given up on them meanwhile; telling it again is harmless
-            self._hub.report_everybody()
+        self._hub.report_everybody()  # the ledger may have given up on them meanwhile, or not all reports were kept
+        if away_s is not None:
             self._hub.tell_edges(frames.Drain(within_s=REPORT_WITHIN_S))  # they come back, and report theirs
 
     def lost(self) -> None:
