@@ -27,7 +27,7 @@ from heliograph.core.token import mint
 from heliograph.eventlog.postgres import PostgresAppender
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync import receipts as outboxes
-from heliograph.services.sync.edge import app, receipts, upstream
+from heliograph.services.sync.edge import app, receipts, uplink, upstream
 from heliograph.services.sync.edge.receipts import EdgeOutbox
 from heliograph.services.sync.edge.settings import EdgeSettings
 from heliograph.services.sync.edge.uplink import Uplink
@@ -478,6 +478,21 @@ def test_what_is_not_acknowledged_is_told_again_when_the_connection_was_lost(sti
     still.call(line._down)
     with pytest.raises(Unavailable):
         still.play(told)
+
+
+def test_an_edge_that_is_to_reconnect_does_not_wait_for_its_parents_next_word(still: StillLoop, line: Uplink):
+    class Quiet:
+        async def recv(self, decode: bool) -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+    listening = still.call(lambda: asyncio.ensure_future(line._listen(Quiet(), 1e6)))  # type: ignore[arg-type]
+    still.pass_time(1000.0)
+    assert not listening.done()
+    still.call(line.reconnect_soon)
+    still.pass_time(uplink.RETRUST_S)
+    assert listening.done()
+    still.play(listening)
 
 
 async def test_a_hello_as_large_as_it_may_be_holds_up_nobody(world, edge: Edge, database):

@@ -78,6 +78,7 @@ class Uplink:
         self._acks: dict[int, asyncio.Future[None]] = {}
         self._seq = 0
         self._leave_at: float | None = None
+        self._patience: asyncio.Timeout | None = None  # with which the parent's next word is waited for
         self._complaint = ""
         self.lost_us = now_us()
         """Since when it has been away, if it is."""
@@ -274,11 +275,12 @@ class Uplink:
         loop = asyncio.get_running_loop()
         while self._leave_at is None or loop.time() < self._leave_at:
             until = min(loop.time() + silence_s, self._leave_at or float("inf"))
+            patience = self._patience = asyncio.timeout_at(until)
             try:
-                async with asyncio.timeout_at(until):
+                async with patience:
                     data = await socket.recv(decode=False)
             except TimeoutError:
-                if until == self._leave_at:
+                if patience.when() == self._leave_at:
                     return
                 raise Unavailable("nothing was heard of the parent") from None
             await self._take(_read(data))
@@ -300,6 +302,13 @@ class Uplink:
         if self._leave_at is None:
             pause_s = random.uniform(0, max(0.0, min(within_s, STEADY_S)))  # noqa: S311  # spreads load, keeps no secret
             self._leave_at = asyncio.get_running_loop().time() + pause_s
+            self._wait_until(self._leave_at)
+
+    def _wait_until(self, at: float) -> None:
+        """Whoever waits for the parent's next word may wait for long."""
+        with contextlib.suppress(RuntimeError):  # nobody waits now, and whoever waits next looks at the time
+            if self._patience is not None and at < (self._patience.when() or float("inf")):
+                self._patience.reschedule(at)
 
 
 def _batches(records: Sequence[NewRecord]) -> Iterator[list[msgspec.Raw]]:
