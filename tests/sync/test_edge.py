@@ -495,6 +495,36 @@ def test_an_edge_that_is_to_reconnect_does_not_wait_for_its_parents_next_word(st
     still.play(listening)
 
 
+@pytest.mark.parametrize("back", ["before that", "after that"])
+async def test_what_came_on_a_connection_that_is_gone_confirms_nothing(tmp_path, back):
+    """The history's leaves took until then."""
+    authority, asked, answered = Authority(), asyncio.Event(), asyncio.Event()
+    authority.publish({"a": 1})
+    async with alone(tmp_path / "edge", authority) as edge:
+
+        async def late(*what: Any) -> list[bytes]:
+            asked.set()
+            await answered.wait()
+            return await edge.leaves(*what)
+
+        edge.parent.leaves = late
+        shown = asyncio.create_task(edge.shown(at_a_node(authority)))
+        await asyncio.wait_for(asked.wait(), DEADLINE_S)
+        edge.upstream.lost()
+        if back == "before that":
+            edge.upstream.connected(1.0)
+        answered.set()
+        await shown
+        await asyncio.sleep(0)
+        assert [(each.number, each.confirmed) for each in edge.upstream.status()] == [(2, False)]
+        if back == "after that":
+            edge.upstream.connected(1.0)
+        await edge.upstream.take(frames.Current(subscription=edge.channel.id, head=authority.head(safe=1)))
+        async with asyncio.timeout(DEADLINE_S):
+            while not edge.channel.confirmed:
+                await asyncio.sleep(0.01)
+
+
 async def test_a_hello_as_large_as_it_may_be_holds_up_nobody(world, edge: Edge, database):
     """What is told of it would be larger than a frame, and close the edge's line each time it is told."""
     view = tuple(f"{i:03d}{'b' * 59}/{'a' * 62}/{'a' * 62}/{'c' * 11}" for i in range(frames.MAX_SELECTORS))

@@ -282,11 +282,11 @@ class Upstream:
             return
         candidate = await self._considered(replica, whole)
         if candidate is None:
-            self._confirm(channel)
+            self._confirm(channel, frame)
             self._push_again(channel, whole)
             return
         await self._adopt(channel, replica, candidate, whole)
-        self._confirm(channel)
+        self._confirm(channel, frame)
 
     def _replica(self, channel: Channel) -> Replica:
         if channel.replica is None:
@@ -304,7 +304,7 @@ class Upstream:
             return  # of a version that is on its way
         if environment.renew(frame.head):
             self._hub.renewed(environment)
-        self._confirm(channel)
+        self._confirm(channel, frame)
 
     @staticmethod
     async def _considered(replica: Replica, frame: StateFrame) -> Candidate | None:
@@ -359,7 +359,10 @@ class Upstream:
         told = await self._parent.recoveries(*channel.key)
         return [*told, frame.recovery.version] if frame.recovery else told
 
-    def _confirm(self, channel: Channel) -> None:
+    def _confirm(self, channel: Channel, frame: StateFrame | frames.Current | frames.HeadFrame) -> None:
+        """What began on a connection that is gone by now says nothing of this one."""
+        if self._by_id.get(frame.subscription) is not channel:
+            return
         channel.refusals = 0
         if not channel.confirmed:
             channel.confirmed = True
