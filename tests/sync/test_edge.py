@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from contracts.authority import Authority
@@ -23,15 +24,16 @@ from heliograph.core.errors import Forbidden, Forked, InvalidRequest, NotFound, 
 from heliograph.core.events import FromSync, NodeAlive, Received, Subscribed, Unsubscribed
 from heliograph.core.records import Signed
 from heliograph.core.replica import Assembler, Replica
-from heliograph.core.token import mint
+from heliograph.core.token import Token, mint
 from heliograph.eventlog.postgres import PostgresAppender
 from heliograph.runtime.clock import now_us
 from heliograph.services.sync import receipts as outboxes
 from heliograph.services.sync.edge import app, receipts, uplink, upstream
+from heliograph.services.sync.edge.parent import Parent
 from heliograph.services.sync.edge.receipts import EdgeOutbox
 from heliograph.services.sync.edge.settings import EdgeSettings
 from heliograph.services.sync.edge.uplink import Uplink
-from heliograph.services.sync.environment import Environment
+from heliograph.services.sync.environment import MAX_RECOVERIES, Environment
 from heliograph.services.sync.receipts import Outbox
 from heliograph.services.sync.records import one_record
 from heliograph.telemetry.health import Readiness
@@ -424,6 +426,31 @@ async def test_how_the_history_began_anew_is_believed_only_if_it_is_signed_and_i
     async with alone(tmp_path / "other", authority) as edge:
         environment = await edge.shown(at_a_node(authority))
         assert environment.recoveries == (authority.commits[2].signed,)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (200, b"[]", 0),
+        (200, msgspec.json.encode([Authority().latest.signed] * 3), 3),
+        (200, msgspec.json.encode([Authority().latest.signed] * 1000), MAX_RECOVERIES),
+        (404, b"{}", 0),  # an older parent
+        (503, b"{}", None),
+        (200, b"<html>", None),
+        (200, b'[{"payload": 1}]', None),
+    ],
+)
+async def test_how_the_history_began_anew_is_asked_of_parents_of_any_release(status, body, told):
+    async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(status, content=body))) as http:
+        parent = Parent("http://parent", Token(mint("edge", "0" * 30, digest("key", b""))), None)  # type: ignore[arg-type]
+        await parent.close()
+        parent.http = http
+        http.base_url = httpx.URL("http://parent")
+        if told is None:
+            with pytest.raises(Unavailable):
+                await parent.recoveries(NAMESPACE, ENVIRONMENT)
+        else:
+            assert len(await parent.recoveries(NAMESPACE, ENVIRONMENT)) == told
 
 
 class Silent:

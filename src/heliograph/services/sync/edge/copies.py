@@ -1,4 +1,5 @@
-"""What an edge keeps on disk, so that it serves after a restart without its parent: states, the trust root, addresses, tokens' digests.
+"""What an edge keeps on disk, so that it serves after a restart without its parent: states, recover versions, the trust root, addresses, tokens'
+digests.
 
 Documents are in it: the folder is closed to others (0700, files 0600). A file is one line with a digest over the rest; it is replaced atomically and
 synced. The digest finds accidents. Whoever reads a state verifies signatures and proofs as if the parent had sent it.

@@ -1,4 +1,5 @@
-"""The parent as it is asked over HTTP: where its services are, whose signatures count, whose a token is, which versions came before."""
+"""The parent as it is asked over HTTP: where its services are, whose signatures count, whose a token is, which versions came before and how
+their history began anew."""
 
 from __future__ import annotations
 
