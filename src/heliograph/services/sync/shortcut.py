@@ -128,9 +128,9 @@ class Shortcut:
         if asked.have is None or not asked.wait_s:
             return
         protocol = connection_of(scope)
-        scope[HELD] = True
         try:
             await self._hub.hold(environment, asked.have, asked.wait_s, protocol.when_gone)
+            scope[HELD] = True
         finally:
             protocol.when_gone(None)
         await self._authenticator.principal(token)
