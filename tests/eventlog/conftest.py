@@ -44,8 +44,12 @@ class Seen:
 
     async def until(self, *bodies: bytes) -> list[Record | Gap]:
         """Everything seen, once all of these bodies are among it."""
+        return await self.once(lambda: set(bodies) <= {each.body for each in self.records})
+
+    async def once(self, true: Callable[[], bool]) -> list[Record | Gap]:
+        """Everything seen, once this is so."""
         async with asyncio.timeout(PATIENCE_S):
-            while not set(bodies) <= {each.body for each in self.records}:
+            while not true():
                 self._news.clear()
                 if self.task.done():
                     raise AssertionError("the reader has ended") from self.task.exception()
@@ -150,6 +154,27 @@ class OnPostgres(Home):
         table = {Stream.VERSIONS: "event", Stream.RECEIPTS: "log_receipt"}[stream]
         async with self.connected("heliograph_registry") as connection:
             assert await connection.fetchval("select eventlog.drop_partitions($1, 7, false)", table) == 1
+
+    async def promoted(self, stream: Stream, shard: int, last: int, *, timeline: int = 2, cut: bool = True) -> None:
+        """Another server stands in this one's place, which had the shard's records up to `last` when it was promoted. ``cut``: and everybody's
+        connections to the one before end."""
+        table = {Stream.VERSIONS: "event", Stream.RECEIPTS: "log_receipt"}[stream]
+        async with self.connected("postgres") as connection:
+            async with connection.transaction():
+                await connection.execute("set local session_replication_role = replica")
+                await connection.execute(f"delete from eventlog.{table} where shard = $1 and position > $2", shard, last)
+                await connection.execute(
+                    f"update eventlog.{table}_shard set next_position = $2 + 1 where shard = $1", shard, last
+                )
+                await connection.execute(
+                    "create or replace function eventlog.current_timeline() returns int language sql volatile as "
+                    f"'select {timeline}'"
+                )
+            if cut:
+                await connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> "
+                    "pg_backend_pid()"
+                )
 
     @asynccontextmanager
     async def connected(self, role: str) -> AsyncIterator[asyncpg.Connection]:

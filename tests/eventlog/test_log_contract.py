@@ -170,6 +170,17 @@ async def test_a_log_keeps_its_identity_when_it_is_opened_again_and_written(log,
         assert await other.reader(stream).identity() == identity
 
 
+async def test_marks_beyond_the_end_are_a_gap_and_nothing_is_skipped_after_it(log, stream):
+    """Whoever stored them had read a tail that the log has lost."""
+    await log.write(stream, *numbered(1, 0, 5), *numbered(2, 0, 2))
+    beyond = {shard: mark + (3 if shard == 1 else 0) for shard, mark in (await log.marks(stream, "end")).items()}
+    async with log.opened() as opened, following(opened.reader(stream), beyond) as seen:
+        await seen.once(lambda: Gap(1) in seen.items)
+        await log.write(stream, *new(1, b"1/5"), *new(2, b"2/2"))
+        items = by_shard(await seen.until(b"1/5", b"2/2"))
+    assert items == {1: [Gap, *(b"1/%d" % number for number in range(6))], 2: [b"2/2"]}
+
+
 # --- retention -------------------------------------------------------------------------------------------------------------------
 
 

@@ -216,7 +216,7 @@ class KafkaReader:
 
 class _Order:
     """Drops copies and finds gaps, by the position in the headers; receipts have none and go by offset. What is missing before a shard's first
-    record shows by its offset: it should be the mark that the reader began at."""
+    record, or was lost with the tail that the mark lies in, shows by its offset: it should be the mark that the reader began at."""
 
     def __init__(self, stream: Stream, after: Mapping[int, int]) -> None:
         self._stream = stream
@@ -241,7 +241,9 @@ class _Order:
 
     def _is_gap(self, record: Record, last: tuple[int, int] | None) -> bool:
         if last is None:
-            return record.mark > self._after.get(record.shard, 0) + 1
+            return (
+                record.mark != self._after.get(record.shard, 0) + 1
+            )  # below: the log ends before the mark, and is read from its beginning
         return record.position != last[1] + 1
 
     def _record(self, message: Message) -> Record:

@@ -1,4 +1,9 @@
-"""The log on PostgreSQL: the event table itself for versions, its sister for receipts."""
+"""The log on PostgreSQL: the event table itself for versions, its sister for receipts.
+
+A server that was promoted may lack the newest records, and uses their positions again on its higher timeline. A reader remembers the timeline of the
+record at each of its marks. It asks whether that record is still there when it starts, when it was cut off, and before it reads on into another
+timeline; where it is not, it yields a `Gap` and goes back to the last record that both servers have.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +39,58 @@ cross join lateral (
   from eventlog.{table} where shard = c.shard and position > c.after order by position limit {batch}
 ) e
 """
+_HELD = """
+select s.shard, s.next_position - 1 as last, server.recovering, server.timeline,
+  (select e.timeline from eventlog.{table} e where e.shard = s.shard and e.position = c.mark) as held
+from eventlog.{table}_shard s left join unnest($1::int[], $2::bigint[]) c (shard, mark) using (shard)
+cross join (
+  select pg_is_in_recovery() as recovering, case when not pg_is_in_recovery() then eventlog.current_timeline() end as timeline
+) server
+"""
+_SHARED = """
+select c.shard, e.timeline, least(c.mark, coalesce(
+  e.position, (select min(position) - 1 from eventlog.{table} where shard = c.shard), s.next_position - 1
+)) as position
+from unnest($1::int[], $2::bigint[], $3::int[]) c (shard, mark, timeline) join eventlog.{table}_shard s using (shard)
+left join lateral (
+  select position, timeline from eventlog.{table}
+  where c.timeline > 0 and shard = c.shard and position <= c.mark and timeline <= c.timeline order by position desc limit 1
+) e on true
+"""
 
 
 async def shards_of(source: Pool | Connection, table: str = "event") -> int:
     """How many shards the stream in this table has. Raises Unavailable."""
     with translating():
         return int(await source.fetchval(f"select count(*) from eventlog.{table}_shard"))
+
+
+class _Place:
+    """How far one reading is: of each shard the last position, and the timeline of the record there where it is known.
+
+    ``doubtful``: the server may be another one by now, which need not have what was read.
+    """
+
+    def __init__(self, after: Mapping[int, int]) -> None:
+        self.at: Marks = dict(after)
+        self.timelines: dict[int, int | None] = {}
+        self.doubtful = True
+        self.wake = asyncio.Event()
+
+    def has_lost(self, row: asyncpg.Record) -> bool:
+        """Whether the record at the shard's mark is another one now, or there cannot be one: where it is only missing, it has expired."""
+        shard = row["shard"]
+        seen, held = self.timelines.get(shard), row["held"]
+        return row["last"] < self.at.get(shard, 0) or (None not in (seen, held) and seen != held)
+
+    def timeline_before(self, row: asyncpg.Record) -> int:
+        """The timeline of the last record seen; where a reader started from marks alone, the one before the server was promoted."""
+        return self.timelines.get(row["shard"]) or (row["timeline"] or 1) - 1
+
+    def turns(self, rows: list[asyncpg.Record]) -> bool:
+        """Whether a shard goes on in another timeline than that of the record before."""
+        firsts = {row["shard"]: row["timeline"] for row in reversed(rows)}
+        return any(self.timelines.get(shard) not in (None, timeline) for shard, timeline in firsts.items())
 
 
 class PostgresReader:
@@ -50,7 +101,9 @@ class PostgresReader:
         self._pool = pool
         self._stream = stream
         self._table = _TABLE[stream]
-        self._sql = _NEXT.replace("{table}", self._table).replace("{batch}", str(BATCH))
+        self._next = _NEXT.replace("{table}", self._table).replace("{batch}", str(BATCH))
+        self._held = _HELD.replace("{table}", self._table)
+        self._shared = _SHARED.replace("{table}", self._table)
         self._closed = False
         self._wakes: set[asyncio.Event] = set()
 
@@ -71,52 +124,83 @@ class PostgresReader:
         return end | {row["shard"]: row["before"] for row in rows}
 
     async def read(self, after: Mapping[int, int]) -> AsyncIterator[list[Record | Gap]]:
-        wake = asyncio.Event()
-        self._wakes.add(wake)
-        at: Marks = {}
+        place = _Place(after)
+        self._wakes.add(place.wake)
         try:
-            async with self._listening(wake):
+            async with self._listening(place):
                 async for _ in attempts(cap_s=1.0):  # an outage begins here again, at the marks reached
                     with suppress(Unavailable):
-                        at = at or {shard: after.get(shard, 0) for shard in range(await shards_of(self._pool, self._table))}
-                        async for batch in self._batches(at, wake):
+                        async for batch in self._batches(place):
                             yield batch
+                    place.doubtful = True
                     if self._closed:
                         return
         finally:
-            self._wakes.discard(wake)
+            self._wakes.discard(place.wake)
 
     @asynccontextmanager
-    async def _listening(self, wake: asyncio.Event) -> AsyncIterator[None]:
-        """Inside, it is set for each ring, here or elsewhere."""
+    async def _listening(self, place: _Place) -> AsyncIterator[None]:
+        """Inside, it is woken by each ring, here or elsewhere, and doubtful whenever the listener had to connect: the pool, too, may be connected
+        to another server then, and does not say so."""
         channel, name = _CHANNEL[self._stream], f"heliograph {self._stream} reader"
-        with heard(channel, wake.set) as notified:
-            listening = asyncio.create_task(listen(self._url, channel, notified, application_name=name))
+        with heard(channel, place.wake.set) as notified:
+
+            def told(text: str) -> None:
+                place.doubtful |= not text
+                notified(text)
+
+            listening = asyncio.create_task(listen(self._url, channel, told, application_name=name))
             try:
                 yield
             finally:
                 listening.cancel()
                 await asyncio.gather(listening, return_exceptions=True)
 
-    async def _batches(self, at: Marks, wake: asyncio.Event) -> AsyncIterator[list[Record | Gap]]:
+    async def _batches(self, place: _Place) -> AsyncIterator[list[Record | Gap]]:
         while not self._closed:
-            wake.clear()
+            place.wake.clear()
+            if place.doubtful and (gaps := await self._gone_back(place)):
+                yield gaps
             with translating():
-                rows = await self._pool.fetch(self._sql, list(at), list(at.values()))
+                rows = await self._pool.fetch(self._next, list(place.at), list(place.at.values()))
+            if place.turns(rows) and (gaps := await self._gone_back(place)):
+                yield gaps
+                continue  # the rows are beyond what was lost
             if rows:
-                yield self._in_order(rows, at)
+                yield self._in_order(rows, place)
             if len(rows) < BATCH:  # that was all; what was committed since has rung
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
-                        await wake.wait()
+                        await place.wake.wait()
 
-    def _in_order(self, rows: list[asyncpg.Record], at: Marks) -> list[Record | Gap]:
+    async def _gone_back(self, place: _Place) -> list[Record | Gap]:
+        """Goes back in each shard that has lost what was read, and says in which. Raises Unavailable, also for a server that lacks records and is not
+        promoted yet: it may have them in a moment."""
+        place.doubtful = False  # before the question: another one may come while it is under way
+        with translating():
+            rows = await self._pool.fetch(self._held, list(place.at), list(place.at.values()))
+        lost = {row["shard"]: place.timeline_before(row) for row in rows if place.has_lost(row)}
+        if lost and rows[0]["recovering"]:
+            raise Unavailable("the database is behind what was read", retry_after=1)
+        shared = await self._last_shared(place, lost) if lost else []
+        place.at = {row["shard"]: place.at.get(row["shard"], 0) for row in rows}
+        place.at |= {row["shard"]: row["position"] for row in shared}
+        place.timelines = {row["shard"]: row["held"] for row in rows} | {row["shard"]: row["timeline"] for row in shared}
+        return [Gap(shard) for shard in lost]
+
+    async def _last_shared(self, place: _Place, lost: Mapping[int, int]) -> list[asyncpg.Record]:
+        """What the servers before and after a loss both have is up to the last record of the timeline before it, or of an older one."""
+        log.warning("log_tail_lost", stream=str(self._stream), shards=list(lost))
+        with translating():
+            return await self._pool.fetch(self._shared, list(lost), [place.at[shard] for shard in lost], list(lost.values()))
+
+    def _in_order(self, rows: list[asyncpg.Record], place: _Place) -> list[Record | Gap]:
         out: list[Record | Gap] = []
         for row in rows:
             shard, position = row["shard"], row["position"]
-            if position != at[shard] + 1:
+            if position != place.at[shard] + 1:
                 out.append(Gap(shard))
-            at[shard] = position
+            place.at[shard], place.timelines[shard] = position, row["timeline"]
             out.append(
                 Record(
                     stream=self._stream,
