@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from tests.eventlog.conftest import following, new
+from tests.eventlog.conftest import PATIENCE_S, following, new
 
 from heliograph.core.errors import Unavailable
 from heliograph.eventlog import postgres
@@ -124,3 +126,77 @@ async def test_the_marks_are_looked_at_again_only_where_something_happened(on_po
             await on_postgres.write(stream, *new(SHARD, b"%d" % number))
             await seen.until(b"%d" % number)
     assert 1 <= len(looks) <= 2  # at its start, and when its listener was there
+
+
+# --- appending -------------------------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """Commits when it is let, or raises what it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.let = asyncio.Event(), asyncio.Event()
+        self.committed: list[bytes] = []
+        self.error: BaseException | None = None
+
+    async def execute(self, sql: str, *values) -> None:
+        if "append_receipts" not in sql:
+            return
+        self.begun.set()
+        await self.let.wait()
+        if self.error:
+            raise self.error
+        self.committed += values[2]
+
+
+@pytest.fixture
+async def pool():
+    return Pool()
+
+
+@pytest.fixture
+async def appender(pool):
+    appender = postgres.PostgresAppender(pool)
+    yield appender
+    await appender.close()
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["who appends waits", "who appends has gone"])
+async def test_closing_finishes_what_is_being_committed(pool, appender, stays):
+    appending = asyncio.create_task(appender.append(new(1, b"in hand")))
+    await pool.begun.wait()
+    if not stays:
+        appending.cancel()
+        await asyncio.gather(appending, return_exceptions=True)
+    closing = asyncio.create_task(appender.close())
+    await asyncio.sleep(0)
+    pool.let.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await closing
+        assert pool.committed == [b"in hand"]
+        if stays:
+            await appending
+
+
+async def test_closing_finishes_what_waits_behind_what_is_being_committed(pool, appender):
+    first = asyncio.create_task(appender.append(new(1, b"in hand")))
+    await pool.begun.wait()
+    second = asyncio.create_task(appender.append(new(1, b"behind it")))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(appender.close())
+    await asyncio.sleep(0)
+    pool.let.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(closing, first, second)
+    assert pool.committed == [b"in hand", b"behind it"]
+
+
+async def test_what_nobody_expected_of_the_database_is_told_and_the_next_append_goes_on(pool, appender):
+    pool.let.set()
+    pool.error = RuntimeError("nobody expected it")
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(Unavailable):
+            await appender.append(new(1, b"fails"))
+        pool.error = None
+        await appender.append(new(1, b"next"))
+    assert pool.committed == [b"next"]

@@ -256,11 +256,12 @@ class PostgresAppender:
         await done
 
     async def _run(self) -> None:
-        while True:
+        """Until it is closed and nothing waits."""
+        while not self._closed or self._waiting:
             await self._work.wait()
             await asyncio.sleep(GATHER_S)
             while batch := self._take():
-                await self._commit(batch)
+                await self._settle(batch)
             self._work.clear()
 
     def _take(self) -> list[tuple[Sequence[NewRecord], asyncio.Future[None]]]:
@@ -271,9 +272,18 @@ class PostgresAppender:
         self._queued -= count
         return taken
 
-    async def _commit(self, batch: list[tuple[Sequence[NewRecord], asyncio.Future[None]]]) -> None:
-        records = [record for records, _ in batch for record in records]
-        error: Exception | None = None
+    async def _settle(self, batch: list[tuple[Sequence[NewRecord], asyncio.Future[None]]]) -> None:
+        """Whoever waits is told, whatever happens."""
+        error: Exception | None = Unavailable("the log is closed")
+        try:
+            error = await self._commit([record for records, _ in batch for record in records])
+        finally:
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error) if error else done.set_result(None)
+
+    async def _commit(self, records: list[NewRecord]) -> Exception | None:
+        """What is told to those who handed them over; None: they are durable."""
         try:
             with translating():
                 await self._pool.execute(
@@ -283,23 +293,22 @@ class PostgresAppender:
                     [each.body for each in records],
                     [each.trace for each in records],
                 )
-            self._bell.ring()
         except Unavailable as unavailable:
-            error = unavailable
+            return unavailable
         except asyncpg.DataError:
-            error = Invalid("a record says something that the log cannot hold")
-        except asyncpg.PostgresError as failed:
+            return Invalid("a record says something that the log cannot hold")
+        except Exception as failed:  # of whatever kind: the next batch is not to wait for ever
             log.error("receipts_refused", error=type(failed).__name__, records=len(records))
-            error = Unavailable("the log refused the receipts")
-        for _, done in batch:
-            if not done.done():
-                done.set_exception(error) if error else done.set_result(None)
+            return Unavailable("the log refused the receipts")
+        self._bell.ring()
+        return None
 
     async def close(self) -> None:
-        """What was handed over before is finished first."""
+        """What was handed over before is finished first, also what nobody waits for any more."""
         self._closed = True
-        if self._waiting:
-            await asyncio.wait([done for _, done in self._waiting])
+        self._work.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks[:1])
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
