@@ -84,9 +84,9 @@ _MATCHES: Final = """($1::text is null or stream = $1) and ($2::text is null or 
 async def set_aside(
     to: Pool | Connection, record: Record, *, consumer: str, reason: str, attempts: int, log_id: str = ""
 ) -> None:
-    """Idempotent by (stream, consumer, shard, position, log_id). ``to``: with a connection, in the transaction it is in.
+    """Idempotent by (stream, consumer, shard, position, log_id). Its body is kept as it is; U+0000 in a text is kept as U+FFFD.
 
-    ``log_id``: names the log, and its timeline, for a consumer that may come to read another one.
+    ``to``: with a connection, in the transaction it is in. ``log_id``: names the log, and its timeline, for a consumer that may come to read another one.
     """
     namespace, environment = _place(record)
     with translating():
@@ -98,11 +98,11 @@ async def set_aside(
             consumer,
             record.shard,
             record.position,
-            record.key,
+            _storable(record.key),
             record.body,
-            reason[:MAX_REASON],
+            _storable(reason[:MAX_REASON]),
             attempts,
-            record.trace,
+            _storable(record.trace) if record.trace else None,
             namespace,
             environment,
             record.committed_at_us,
@@ -126,7 +126,7 @@ async def failed_again(pool: Pool, numbers: Sequence[int], *, reason: str) -> li
                   set state = 'waiting', reason = $2, attempts = attempts + 1, failed_at = now(), settled_at = null, settled_by = null
                 where id = any($1::bigint[]) and state in ('replaying', 'replayed') returning id, stream""",
             list(numbers),
-            reason[:MAX_REASON],
+            _storable(reason[:MAX_REASON]),
         )
     for row in rows:
         log.error("dead_letter_failed_again", letter=row["id"], stream=row["stream"], reason=reason[:200])
@@ -231,6 +231,11 @@ async def forget_settled(pool: Pool, older_than_s: float, limit: int) -> int:
             limit,
         )
     return len(rows)
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL's text holds no U+0000, and Kafka's does."""
+    return text.replace("\0", "\ufffd")
 
 
 class _Named(msgspec.Struct):
