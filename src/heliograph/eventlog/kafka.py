@@ -35,6 +35,8 @@ LEADERS_S: Final = 60.0
 """Seconds a new topic may take until its partitions answer: many at once on a small broker take some."""
 DRAIN: Final = 500
 APPEND_S: Final = 30.0
+"""For which an append is tried. Then the producer drops its records, so that whoever hands them over again makes no copies in its queue."""
+FLUSH_S: Final = 5.0
 
 Options = dict[str, Any]
 T = TypeVar("T")
@@ -324,7 +326,7 @@ class _Pump:
 
 class KafkaProducer:
     """An idempotent producer with its poll thread. `failed` is set with the reason when it can never send again: librdkafka reports that as a fatal
-    error, and the owner must make a new one (appender) or end (relay)."""
+    error, and the owner must make a new one (appender) or end (relay). Closing sets it too: what was not delivered by then has no report."""
 
     def __init__(self, bootstrap: str, options: Options) -> None:
         self._loop = asyncio.get_running_loop()
@@ -361,19 +363,22 @@ class KafkaProducer:
         except BufferError:
             raise Unavailable("too many records wait for Kafka", retry_after=1) from None
         except KafkaException as error:
-            self._fail(_said(error))
+            self._set_failed(_said(error))  # at once: the next record is not to be handed to it
             raise Unavailable(f"Kafka: {_said(error)}", retry_after=1) from None
 
-    async def close(self, flush_s: float = 5.0) -> None:
+    async def close(self) -> None:
+        """What is on its way is given FLUSH_S seconds."""
+
         def end() -> None:
             try:
-                self._producer.flush(flush_s)
+                self._producer.flush(FLUSH_S)
             except KafkaException as error:
                 log.warning("kafka_flush_failed", error=_said(error))
             self._stop.set()
             self._thread.join(CALL_S)
 
         await asyncio.to_thread(end)
+        self._set_failed("it is closed")
 
     def _on_error(self, error: KafkaError) -> None:
         _note(error)
@@ -392,11 +397,11 @@ class KafkaProducer:
                 return
 
     def _fail(self, reason: str) -> None:
-        def set_once() -> None:
-            if not self.failed.done():
-                self.failed.set_result(reason)
+        self._loop.call_soon_threadsafe(self._set_failed, reason)
 
-        self._loop.call_soon_threadsafe(set_once)
+    def _set_failed(self, reason: str) -> None:
+        if not self.failed.done():
+            self.failed.set_result(reason)
 
 
 class KafkaAppender:
@@ -412,7 +417,7 @@ class KafkaAppender:
     def warm(self) -> None:
         """Makes the producer now: the first message of a fresh one waits half a second for its id."""
         if self._producer is None or self._producer.failed.done():
-            self._producer = KafkaProducer(self._bootstrap, self._options)
+            self._producer = KafkaProducer(self._bootstrap, {"message.timeout.ms": round(APPEND_S * 1000), **self._options})
 
     async def append(self, records: Sequence[NewRecord]) -> None:
         if not records:
@@ -421,16 +426,12 @@ class KafkaAppender:
             raise Unavailable("the log is closed")
         self.warm()
         assert self._producer is not None  # one without messages on their way is falsy
-        receipt = _Deliveries(len(records))
+        deliveries = _Deliveries(len(records))
         stamp = str(now_us()).encode()
         for each in records:
             headers = [("committed_at_us", stamp), *([("traceparent", each.trace.encode())] if each.trace else [])]
-            self._producer.produce(self._topic, each.shard, each.key, each.body, headers, receipt.delivered)
-        try:
-            async with asyncio.timeout(APPEND_S):
-                await receipt.all
-        except TimeoutError:
-            raise Unavailable("Kafka does not acknowledge", retry_after=1) from None
+            self._producer.produce(self._topic, each.shard, each.key, each.body, headers, deliveries.delivered)
+        await deliveries.until(self._producer.failed)
 
     async def close(self) -> None:
         """What was handed over before is finished first."""
@@ -447,6 +448,16 @@ class _Deliveries:
         self.all: asyncio.Future[None] = self._loop.create_future()
         self._left = count
         self._error: str | None = None
+
+    async def until(self, failed: asyncio.Future[str]) -> None:
+        """Returns when all are durable. Raises Unavailable when one is not, or when the producer has failed, which need not report any more."""
+        try:
+            await asyncio.wait((self.all, failed), return_when=asyncio.FIRST_COMPLETED)
+            if not self.all.done():
+                raise Unavailable(f"Kafka: {failed.result()}", retry_after=1)
+            self.all.result()
+        finally:
+            self.all.cancel()
 
     def delivered(self, error: KafkaError | None) -> None:
         self._left -= 1
