@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from tests.eventlog.conftest import PATIENCE_S, new
@@ -55,3 +56,19 @@ async def test_closing_refuses_what_cannot_be_delivered_first(appender, monkeypa
         await appender.close()
         with pytest.raises(Unavailable):
             await under_way
+
+
+def threads() -> int:
+    return sum(each.name == "kafka producer" for each in threading.enumerate())
+
+
+async def test_producers_that_failed_leave_no_thread(appender):
+    before = threads()
+    for _ in range(3):
+        await refused(
+            appender, b"x" * (kafka.MAX_MESSAGE + (1 << 20))
+        )  # librdkafka refuses it, which counts as failed for good
+        async with asyncio.timeout(PATIENCE_S):
+            await appender._producer.failed
+    await appender.close()
+    assert threads() == before

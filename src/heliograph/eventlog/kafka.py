@@ -412,12 +412,21 @@ class KafkaAppender:
         self._topic = topic_name(prefix, stream)
         self._options = options
         self._producer: KafkaProducer | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def warm(self) -> None:
         """Makes the producer now: the first message of a fresh one waits half a second for its id."""
         if self._producer is None or self._producer.failed.done():
+            self._retire()
             self._producer = KafkaProducer(self._bootstrap, {"message.timeout.ms": round(APPEND_S * 1000), **self._options})
+
+    def _retire(self) -> None:
+        """Closes the producer, if there is one, while others go on."""
+        if self._producer is not None:
+            closing = asyncio.create_task(self._producer.close(), name="kafka producer closes")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     async def append(self, records: Sequence[NewRecord]) -> None:
         if not records:
@@ -436,8 +445,8 @@ class KafkaAppender:
     async def close(self) -> None:
         """What was handed over before is finished first."""
         self._closed = True
-        if self._producer is not None:
-            await self._producer.close()
+        self._retire()
+        await asyncio.gather(*self._closing)
 
 
 class _Deliveries:
