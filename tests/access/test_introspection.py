@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 
+import httpx
 import msgspec
 import pytest
 
@@ -213,6 +214,21 @@ async def test_a_registry_that_is_away_makes_it_unavailable(free_port: object) -
         await asking.principal(made_up())
     assert "the-service" not in str(failure.value)
     await asking.close()
+
+
+async def test_a_socket_that_was_reset_in_the_moment_it_opened_makes_it_unavailable_and_is_asked_again(
+    registry: Registry, asking: Introspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = registry.mint("tok_1")
+
+    async def reset(*_: object, **__: object) -> httpx.Response:
+        raise AttributeError("'NoneType' object has no attribute 'get_extra_info'")
+
+    with monkeypatch.context() as once:
+        once.setattr(httpx.AsyncClient, "post", reset)
+        with pytest.raises(Unavailable):
+            await asking.principal(text)
+    assert (await asking.principal(text)).id == "tok_1"
 
 
 async def test_closing_ends_open_questions(registry: Registry) -> None:

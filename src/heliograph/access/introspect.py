@@ -24,6 +24,8 @@ MAX_ASKED_AT_ONCE: Final = 32
 MAX_WAITING: Final = 2_000
 """Questions that may wait for their turn: more new tokens than this at once are an attack, or a fleet that had better come back spread out."""
 TIMEOUT_S: Final = 5.0
+BROKEN: Final = (httpx.HTTPError, AttributeError)
+"""What a question that gets no answer raises; the second from anyio, of a socket that was reset in the moment it opened."""
 
 
 class Introspector:
@@ -113,7 +115,7 @@ class Introspector:
         headers = {"Authorization": f"Bearer {self._token()}"}
         try:
             answer = await self._http.post("/v1/internal/introspect", json={"sha256": sha256.hex()}, headers=headers)
-        except httpx.HTTPError as error:
+        except BROKEN as error:
             raise Unavailable(
                 f"tokens cannot be checked now: the registry is not reachable ({type(error).__name__})", retry_after=1
             ) from None
