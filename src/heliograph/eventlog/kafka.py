@@ -217,13 +217,21 @@ class KafkaReader:
 
 
 class _Order:
-    """Drops copies and finds gaps, by the position in the headers; receipts have none and go by offset. What is missing before a shard's first
-    record, or was lost with the tail that the mark lies in, shows by its offset: it should be the mark that the reader began at."""
+    """Drops copies and finds gaps, by the timeline and position in the headers; receipts have none and go by the leader's epoch and the offset. What
+    is missing before a shard's first record, or was lost with the tail that the mark lies in, shows by its offset: it should be the mark that the
+    reader began at.
+
+    A consumer is reset to the partition's beginning when the place that it had reached is not there any more: a leader lost the tail, or the topic
+    was made again. For receipts that is a gap. What was kept is told again and dropped; what took the place of the rest is of a higher epoch, or,
+    in another topic, younger than anything that was read.
+    """
 
     def __init__(self, stream: Stream, after: Mapping[int, int]) -> None:
         self._stream = stream
         self._after = after
         self._last: dict[int, tuple[int, int]] = {}
+        self._youngest_us: dict[int, int] = {}
+        self._reset: set[int] = set()  # shards whose gap was told already when their copies came
 
     def take(self, messages: Sequence[Message]) -> list[Record | Gap]:
         out: list[Record | Gap] = []
@@ -232,21 +240,43 @@ class _Order:
                 _note(error)
                 continue
             record = self._record(message)
-            last = self._last.get(record.shard)
-            if last is not None and (record.timeline, record.position) <= last:
+            if self._is_copy(record):
+                out += self._was_reset(record.shard)
                 continue
-            if self._is_gap(record, last):
+            if self._is_gap(record):
                 out.append(Gap(record.shard))
-            self._last[record.shard] = (record.timeline, record.position)
+            self._went_on(record)
             out.append(record)
         return out
 
-    def _is_gap(self, record: Record, last: tuple[int, int] | None) -> bool:
+    def _is_copy(self, record: Record) -> bool:
+        last = self._last.get(record.shard)
         if last is None:
-            return (
-                record.mark != self._after.get(record.shard, 0) + 1
-            )  # below: the log ends before the mark, and is read from its beginning
-        return record.position != last[1] + 1
+            return False
+        if self._stream is not Stream.RECEIPTS:
+            return (record.timeline, record.position) <= last
+        younger = record.committed_at_us > self._youngest_us[record.shard]
+        return record.timeline <= last[0] and record.position <= last[1] and not younger
+
+    def _was_reset(self, shard: int) -> list[Gap]:
+        """What a copy shows, once for all of them: of a receipt that the consumer was reset, of a version a relay only that had lost its lead."""
+        if self._stream is not Stream.RECEIPTS or shard in self._reset:
+            return []
+        self._reset.add(shard)
+        return [Gap(shard)]
+
+    def _is_gap(self, record: Record) -> bool:
+        shard, last = record.shard, self._last.get(record.shard)
+        if last is None:  # below the mark: the log ends before it, and is read from its beginning
+            return record.mark != self._after.get(shard, 0) + 1
+        other_topic = self._stream is Stream.RECEIPTS and record.timeline < last[0]
+        return shard not in self._reset and (other_topic or record.position != last[1] + 1)
+
+    def _went_on(self, record: Record) -> None:
+        shard = record.shard
+        self._reset.discard(shard)
+        self._last[shard] = (record.timeline, record.position)
+        self._youngest_us[shard] = max(record.committed_at_us, self._youngest_us.get(shard, 0))
 
     def _record(self, message: Message) -> Record:
         pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
@@ -256,7 +286,7 @@ class _Order:
         return Record(
             stream=self._stream,
             shard=cast("int", message.partition()),
-            timeline=int(headers.get("timeline", 1)),
+            timeline=int(headers.get("timeline", (message.leader_epoch() or 0) + 1)),
             position=int(headers.get("position", offset + 1)),
             key=key.decode() if isinstance(key, bytes) else str(key or ""),
             body=message.value() or b"",
