@@ -86,7 +86,7 @@ async def set_aside(
 ) -> None:
     """Idempotent by (stream, consumer, shard, position, log_id). Its body is kept as it is; U+0000 in a text is kept as U+FFFD.
 
-    ``to``: with a connection, in the transaction it is in. ``log_id``: names the log, and its timeline, for a consumer that may come to read another one.
+    ``to``: with a connection, in the transaction it is in. ``log_id``: names the log, and its timeline, where its consumer may come to read another.
     """
     namespace, environment = _place(record)
     with translating():
