@@ -396,12 +396,12 @@ class KafkaProducer:
             self._set_failed(_said(error))  # at once: the next record is not to be handed to it
             raise Unavailable(f"Kafka: {_said(error)}", retry_after=1) from None
 
-    async def close(self) -> None:
-        """What is on its way is given FLUSH_S seconds."""
+    async def close(self, flush_s: float | None = None) -> None:
+        """What is on its way is given so many seconds; FLUSH_S unless said."""
 
         def end() -> None:
             try:
-                self._producer.flush(FLUSH_S)
+                self._producer.flush(FLUSH_S if flush_s is None else flush_s)
             except KafkaException as error:
                 log.warning("kafka_flush_failed", error=_said(error))
             self._stop.set()
