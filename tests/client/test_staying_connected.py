@@ -385,6 +385,41 @@ async def test_the_socket_comes_back_while_polling(server: Any, connect: Any) ->
     assert versions == [3, 4]
 
 
+async def test_polling_and_the_socket_go_on_from_one_state_when_both_find_the_server_first(server: Any, connect: Any) -> None:
+    """Both tries of a first start learn the trust root in one moment."""
+    up, answer, waiting, away = asyncio.Event(), server._answer, 0, 3
+
+    async def starts_slowly(method: str, target: str, body: bytes) -> Any:
+        nonlocal waiting, away
+        if not up.is_set() and away > 0:
+            away -= 1
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"code": "unavailable", "detail": "away"}
+        waiting += 1
+        await up.wait()
+        return await answer(method, target, body)
+
+    server._answer = starts_slowly
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    client, seen = connect(start_timeout=DEADLINE_S), []
+    client.on_version(lambda update: seen.append((update.previous.number, update.cursor.number)))
+    starting = asyncio.create_task(client.start())
+    await eventually(lambda: waiting >= 2)
+    up.set()
+    await starting
+    try:
+        await eventually(lambda: client.status.transport == "polling")
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+        server.refuse_upgrade = None
+        assert (await server.connection(1)).hello.subscriptions[0].have == server.authority.latest.cursor
+        await eventually(lambda: client.status.transport == "websocket")
+        await server.publish(checkout__limits={"max_items": 3})
+        await client.wait_for_version(4, timeout=DEADLINE_S)
+    finally:
+        await client.close()
+    assert seen == [(2, 3), (3, 4)]
+
+
 async def test_a_polled_version_that_does_not_fit_is_rejected_and_not_asked_for_in_a_circle(server: Any, connect: Any) -> None:
     server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
     async with connect() as client:

@@ -93,6 +93,7 @@ class Engine:
         self._folder = folder
         self._random = Random()  # noqa: S311  spreads load, decides nothing secret
         self._session: Session | None = None
+        self._making = asyncio.Lock()
         self._damaged = False
         self.connection = Connection(self, self._apply, listeners.progress, random=self._random, retry=options.retry)
 
@@ -137,11 +138,12 @@ class Engine:
     # --- links -----------------------------------------------------------------------------------------------------------------
 
     async def session(self) -> Session:
-        """Raises Unavailable, or UntrustedRoot."""
+        """The one of this client, whoever asks first. Raises Unavailable, or UntrustedRoot."""
         trust = await self._reach.trust()
-        if self._session is None:
-            self._session = await self._make_session(trust)
-            self._listeners.progress()
+        async with self._making:  # the disk is read meanwhile, and polling asks beside the WebSocket's tries
+            if self._session is None:
+                self._session = await self._make_session(trust)
+                self._listeners.progress()
         for channel in self._session.channels.values():
             channel.replica.trust = trust
         return self._session
