@@ -440,7 +440,7 @@ class Session:
 
     def due(self, now: Moment) -> list[frames.FromClient]:
         """The frames to send at this moment. Nothing before the server's welcome."""
-        if self._link == "none" or (self._link == "websocket" and self.welcome is None):
+        if not self._may_speak:
             return []
         out: list[frames.FromClient] = [*self._due_resyncs(now)]
         out += self.receipts.due(now.steady_us, self.offset.us)
@@ -451,9 +451,15 @@ class Session:
 
     def wake_us(self) -> int | None:
         """The steady moment at which `due`, `silent` or `leaving` will next have something to say."""
-        moments = [self.receipts.wake_us, self._heartbeat_at_us, self.leave_at_us, self._silent_at_us()]
-        moments += [channel.resync.not_before_us for channel in self.channels.values() if channel.resync.wanted]
+        moments = [self.leave_at_us, self._silent_at_us()]
+        if self._may_speak:  # else what is overdue would wake again and again and not be said
+            moments += [self.receipts.wake_us, self._heartbeat_at_us]
+            moments += [channel.resync.not_before_us for channel in self.channels.values() if channel.resync.wanted]
         return min((moment for moment in moments if moment is not None), default=None)
+
+    @property
+    def _may_speak(self) -> bool:
+        return self._link == "polling" or self.welcome is not None
 
     def silent(self, now: Moment) -> bool:
         """Nothing was heard for so long that the connection must be dead."""

@@ -1,0 +1,79 @@
+"""The session alone, without I/O, in cases that a network seldom plays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from random import Random
+from typing import Any
+
+from heliograph.client._clock import Moment
+from heliograph.client._identity import ephemeral
+from heliograph.client._live import Live
+from heliograph.client._receipts import RESEND_CAP_US
+from heliograph.client._session import Applied, Channel, Effect, Session
+from heliograph.core import frames
+from heliograph.core.errors import Invalid
+from heliograph.core.replica import Replica
+from heliograph.core.trust import Trust
+
+START = Moment(1_790_000_000_000_000, 1_000_000)
+FINGERPRINT = frames.Fingerprint(sdk="test", sdk_version="0")
+
+
+def later(seconds: float) -> Moment:
+    return Moment(START.wall_us + int(seconds * 1e6), START.steady_us + int(seconds * 1e6))
+
+
+class Client:
+    """A session with the application beside it, which rejects the versions ``rejects``; ``held`` is what the disk had."""
+
+    def __init__(self, authority: Any, *, rejects: Collection[int] = (), held: Replica | None = None) -> None:
+        self.live = Live("shop", "production", ("",), lambda _: None)
+        self.rejects = rejects
+        self.live.validators.append(self.check)
+        trust = Trust.from_root(authority.root(), authority.anchor)
+        replica = held or Replica(trust, "shop", "production", self.live.view)
+        self.channel = Channel(1, replica, source="disk" if held else "none")
+        if held:
+            assert held.cursor is not None
+            self.live.swap(self.live.propose(held.cursor, held.texts, frozenset(held.texts)))
+        self.session = Session(ephemeral("t"), FINGERPRINT, [self.channel], self.propose, random=Random(3))
+
+    def check(self, update: Any) -> None:
+        if update.cursor.number in self.rejects:
+            raise Invalid("the application's reason")
+
+    def propose(self, _: Channel, candidate: Any) -> Any:
+        return self.live.propose(candidate.cursor, candidate.texts, candidate.changed, restarted=candidate.restarted)
+
+    def connect(self, now: Moment) -> None:
+        self.session.greet(now)
+        limits = frames.Limits(max_frame_bytes=1, max_subscriptions=1)
+        told = {"connection": "c", "node": "n", "region": "r", "received_at_us": 0, "sent_at_us": 0, "heartbeat_s": 10}
+        self.take(frames.Welcome(**told, receipt_jitter_ms=3_000, limits=limits), now)
+
+    def take(self, frame: frames.FromServer, now: Moment) -> list[Effect]:
+        effects = self.session.take(frame, now)
+        for effect in effects:
+            if isinstance(effect, Applied):
+                self.live.swap(effect.proposal)
+        return effects
+
+    def receipts(self, now: Moment) -> list[frames.Receipt]:
+        return [frame for frame in self.session.due(now) if isinstance(frame, frames.Receipt)]
+
+
+def test_before_the_welcome_nothing_is_due_and_nothing_wakes(authority: Any) -> None:
+    """Else who waits for the session's next word would ask for it without a pause."""
+    client = Client(authority)
+    client.connect(START)
+    client.take(authority.snapshot(), START)
+    assert client.receipts(later(5))
+    client.session.lost()
+    now = later(5 + 3 * RESEND_CAP_US / 1e6)
+    client.session.greet(now)
+    assert client.session.due(now) == []
+    wake_us = client.session.wake_us()
+    assert wake_us is not None
+    assert wake_us > now.steady_us
+    assert client.session.silent(Moment(now.wall_us, wake_us)), "it wakes when it has waited enough"
