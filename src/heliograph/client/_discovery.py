@@ -28,6 +28,8 @@ from heliograph.core.trust import Trust
 BROKEN: Final = (httpx.HTTPError, AttributeError)
 """What a request that gets no answer raises; the second from anyio, of a socket that was reset in the moment it opened."""
 MAX_ANSWER_BYTES: Final = 256 * 1024
+PASSING: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+"""Refusals of this moment, beside those of 500 and more: the same request may be taken later."""
 _log = logging.getLogger("heliograph")
 
 
@@ -138,14 +140,28 @@ def _root_in(body: bytes) -> Signed:
 
 
 def problem_of(answer: httpx.Response) -> HeliographError:
-    """What an HTTP answer that is no success means; its own code where it is a problem document. Unavailable: try again."""
+    """What an HTTP answer that is no success means; its own code where it is the server's. Unavailable: try again."""
     retry_after = answer.headers.get("Retry-After", "")
     seconds = float(retry_after) if retry_after.isdigit() else None
-    try:
-        problem = msgspec.json.decode(answer.content, type=Problem)
-    except msgspec.DecodeError:
-        problem = Problem()
-    retriable = answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS
-    if retriable or not problem.code:
+    problem = _problem_in(answer)
+    if _is_passing(answer.status_code) or not problem.code:
         return Unavailable(f"the server answered HTTP {answer.status_code} {problem.detail}".rstrip(), retry_after=seconds)
     return error_of(problem.code, problem.detail)
+
+
+def is_final(answer: httpx.Response) -> bool:
+    """The server's own word that the same request will never be taken. A box in between says 404 and 405 as well, but in no problem document."""
+    return answer.is_client_error and not _is_passing(answer.status_code) and bool(_problem_in(answer).code)
+
+
+def _is_passing(status: int) -> bool:
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in PASSING
+
+
+def _problem_in(answer: httpx.Response) -> Problem:
+    if not answer.headers.get("Content-Type", "").startswith("application/problem+json"):
+        return Problem()
+    try:
+        return msgspec.json.decode(answer.content, type=Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Problem()

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from heliograph.client._discovery import BROKEN, problem_of
+from heliograph.client._discovery import BROKEN, is_final, problem_of
 from heliograph.client._link import Take
 from heliograph.client._tls import distrust
 from heliograph.core.errors import Forbidden, HeliographError, Invalid, NotFound, Unavailable
@@ -159,13 +159,13 @@ class PollingLink:
         answer = await self._post(receipts)
         if answer is None or self._take is None:
             return False
-        if answer.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            raise problem_of(answer)
         if answer.is_success:
             self._settle(receipts)
             return True
-        if not answer.is_client_error or answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+        if not is_final(answer):
             return False
+        if answer.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            raise problem_of(answer)
         return await self._report_singly(receipts)
 
     def _settle(self, receipts: Sequence[Receipt]) -> None:
