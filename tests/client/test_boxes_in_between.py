@@ -104,3 +104,25 @@ async def test_only_the_servers_own_word_gives_a_receipt_up(
         box.shut = False
         assert (await server.receipt(2)).state == "applied"
         await eventually(lambda: client.status.receipts_pending == 0)
+
+
+# --- the stream ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["https://config.example/v1/stream", "wss://127.0.0.1:1/v1/stream", "http://["])
+async def test_a_redirected_upgrade_leads_to_polling(
+    server: Any, connect: Any, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    def redirect(connection: Any, _: Any) -> Any:
+        answer = connection.respond(HTTPStatus.FOUND, "this way")
+        answer.headers["Location"] = where
+        return answer
+
+    server._upgrade = redirect
+    await server.stop_stream()
+    await server.start_stream()
+    async with connect() as client:
+        assert client.status.transport == "polling"
+        await server.publish(checkout__limits={"max_items": 2})
+        await client.wait_for_version(3, timeout=DEADLINE_S)
+    assert "an unexpected error" not in caplog.text

@@ -45,6 +45,13 @@ def decode(data: bytes | str) -> FromServer:
         raise MalformedFrame("the server sent something that is not a frame of heliograph.v1") from None
 
 
+class _Straight(connect):
+    """Follows no redirect: no server sends one, and a portal's leads to a page, or out of TLS."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
 class WebSocketLink:
     transport: Literal["websocket", "polling"] = "websocket"
 
@@ -57,7 +64,7 @@ class WebSocketLink:
         """Raises Unavailable when it may work later, another HeliographError when it cannot."""
         try:
             return cls(
-                await connect(
+                await _Straight(
                     url,
                     subprotocols=[Subprotocol(SUBPROTOCOL)],
                     additional_headers={"Authorization": f"Bearer {token}"},
