@@ -126,3 +126,21 @@ async def test_a_redirected_upgrade_leads_to_polling(
         await server.publish(checkout__limits={"max_items": 2})
         await client.wait_for_version(3, timeout=DEADLINE_S)
     assert "an unexpected error" not in caplog.text
+
+
+async def test_a_box_that_swallows_what_follows_the_upgrade_leads_to_polling(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where each connection lives as long as a good one."""
+    monkeypatch.setattr("heliograph.client._connection.SETTLED_US", 0)
+    monkeypatch.setattr("heliograph.client._session.WELCOME_S", 0.05)
+
+    async def swallow(socket: Any) -> None:
+        async for _ in socket:
+            pass
+
+    server._serve_stream = swallow
+    await server.stop_stream()
+    await server.start_stream()
+    async with connect(start_timeout=DEADLINE_S) as client:
+        assert client.status.transport == "polling"

@@ -136,9 +136,10 @@ class Connection:
             self.transport = "websocket"
             await self._pump(link, session)
         finally:
+            # a box that lets the upgrade through and swallows the rest is no server, however long it takes
+            settled = session.welcome is not None and Moment.now().steady_us - since.steady_us > SETTLED_US
             self._left()
             await link.close()
-            settled = Moment.now().steady_us - since.steady_us > SETTLED_US
             if settled:
                 self._backoff.succeeded()
         if not settled:  # a server that sends everybody away at once must not be asked in a tight circle
