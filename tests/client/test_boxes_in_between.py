@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 from heliograph.client import Heliograph, Retry
+from heliograph.client._receipts import Answered
+from heliograph.client._transport_websocket import WebSocketLink
+from heliograph.core.records import Cursor
 
 DEADLINE_S = 20.0
 QUICK = Retry(first_s=0.01, cap_s=0.05)
@@ -144,3 +148,62 @@ async def test_a_box_that_swallows_what_follows_the_upgrade_leads_to_polling(
     await server.start_stream()
     async with connect(start_timeout=DEADLINE_S) as client:
         assert client.status.transport == "polling"
+
+
+async def test_a_server_that_no_longer_reads_is_left(server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it still speaks, and is not silent."""
+    links = record_links(monkeypatch)
+    monkeypatch.setattr("heliograph.client._transport_websocket.SEND_TIMEOUT_S", 0.1)
+    async with connect() as client:
+        stops_reading(await server.connection(1), links[0])
+        flood(client)
+        await server.connection(2)
+        server.connections[0].socket.transport.abort()
+
+
+async def test_a_server_that_no_longer_reads_does_not_hold_up_closing(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = record_links(monkeypatch)
+    async with connect() as client:
+        connection = await server.connection(1)
+        stops_reading(connection, links[0])
+        flood(client)
+        await eventually(lambda: links[0]._connection.paused)
+        closing = asyncio.create_task(client.close())
+        done, _ = await asyncio.wait({closing}, timeout=DEADLINE_S)
+        connection.socket.transport.abort()
+        assert done
+
+
+def record_links(monkeypatch: pytest.MonkeyPatch) -> list[WebSocketLink]:
+    links: list[WebSocketLink] = []
+    made = WebSocketLink.__init__
+
+    def recorded(link: WebSocketLink, connection: Any) -> None:
+        links.append(link)
+        made(link, connection)
+
+    monkeypatch.setattr(WebSocketLink, "__init__", recorded)
+    return links
+
+
+def stops_reading(connection: Any, link: WebSocketLink) -> None:
+    """Small buffers stand for a long way: on loopback the kernel takes megabytes."""
+    shrink(link._connection.transport, socket.SO_SNDBUF)
+    shrink(connection.socket.transport, socket.SO_RCVBUF)
+    connection.socket.transport.pause_reading()
+
+
+def shrink(transport: asyncio.BaseTransport, buffer: int) -> None:
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, buffer, 4096)
+
+
+def flood(client: Heliograph) -> None:
+    """More receipts than the buffers hold, as after an outage of the log."""
+    assert client._engine is not None
+    session = client._engine._session
+    assert session is not None
+    for number in range(1_000):
+        session.receipts.add(Answered(1, Cursor(1, 1, f"v{number}"), "rejected", "r" * 2_000), now_us=0, jitter_us=0)
+    client._engine.connection.hurry()

@@ -22,7 +22,10 @@ class Link(Protocol):
         """Hands every frame to ``take``, in order, as it comes. Never returns: raises when the link is gone."""
 
     async def send(self, frames: Sequence[FromClient]) -> None:
-        """Frames leave in order. A link that is gone swallows them: `run` says so, and the session sends again what matters."""
+        """Frames leave in order. A link that is gone swallows them: `run` says so, and the session sends again what matters.
+
+        Raises Unavailable when the other end takes nothing for long.
+        """
 
     async def close(self) -> None:
         """Never raises, takes at most seconds."""

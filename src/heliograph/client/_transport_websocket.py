@@ -6,7 +6,7 @@ heartbeats measure the clock at the same time; pings of the server are answered 
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 import ssl
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,8 @@ from heliograph.core.frames import SUBPROTOCOL, FromClient, FromServer
 
 OPEN_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
+SEND_TIMEOUT_S: Final = 30.0
+"""For one frame, once the socket's buffers are full. A node that reads slowly on purpose takes less."""
 # a document of 1 MiB whose every character is escaped, with its record and head; larger states come in parts
 MAX_FRAME_BYTES: Final = 8 * 1024 * 1024
 
@@ -92,13 +94,24 @@ class WebSocketLink:
             raise _closed(error) from None
 
     async def send(self, frames: Sequence[FromClient]) -> None:
-        with contextlib.suppress(ConnectionClosed):
+        try:
             for frame in frames:
-                await self._connection.send(_encoder.encode(frame), text=True)
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await self._connection.send(_encoder.encode(frame), text=True)
+        except ConnectionClosed:
+            return
+        except TimeoutError:
+            raise Unavailable("the server no longer reads what is sent to it") from None
 
     async def close(self) -> None:
-        with contextlib.suppress(ConnectionClosed, OSError):
-            await self._connection.close()
+        try:
+            # the library's own deadline does not count while its last frame waits for the socket
+            async with asyncio.timeout(CLOSE_TIMEOUT_S + 1):
+                await self._connection.close()
+        except (ConnectionClosed, OSError, TimeoutError):
+            pass
+        finally:
+            self._connection.transport.abort()  # does nothing to a socket that is closed
 
     def _after_fork(self) -> None:
         transport = self._connection.transport
