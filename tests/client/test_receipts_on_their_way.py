@@ -83,6 +83,23 @@ def test_the_same_answer_is_not_kept_twice(receipts: Receipts) -> None:
     assert [frame.state for frame in receipts.due(0, 0)] == ["rejected", "applied"]
 
 
+def test_another_reason_is_another_answer(receipts: Receipts) -> None:
+    for reason in ("too small", "too small", "too large"):
+        receipts.add(Answered(1, Cursor(1, 1, "v1"), "rejected", reason), now_us=0, jitter_us=0)
+    assert [frame.reason for frame in receipts.due(0, 0)] == ["too small", "too large"]
+
+
+def test_an_answer_that_verified_takes_the_place_of_one_that_did_not_and_not_the_other_way_round(receipts: Receipts) -> None:
+    refused = Answered(1, Cursor(1, 5, "v5"), "rejected", "bad-proof", verified=False)
+    receipts.add(refused, now_us=0, jitter_us=0)
+    assert [frame.seq for frame in receipts.due(0, 0)] == [1]
+    for answer in (Answered(1, Cursor(1, 5, "v5"), "rejected", "too small"), refused):
+        receipts.add(answer, now_us=1, jitter_us=0)
+    [frame] = receipts.due(1, 0)
+    assert (frame.seq, frame.reason) == (2, "too small")
+    assert numbers(connected(receipts), 0) == [5]
+
+
 def test_beyond_the_limit_the_latest_and_every_rejection_are_kept(receipts: Receipts) -> None:
     receipts.add(answered(1, "rejected"), now_us=0, jitter_us=1_000)
     for number in range(2, LIMIT + 200):

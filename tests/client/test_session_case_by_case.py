@@ -6,6 +6,8 @@ from collections.abc import Collection
 from random import Random
 from typing import Any
 
+import msgspec
+
 from heliograph.client._clock import Moment
 from heliograph.client._identity import ephemeral
 from heliograph.client._live import Live
@@ -77,3 +79,29 @@ def test_before_the_welcome_nothing_is_due_and_nothing_wakes(authority: Any) -> 
     assert wake_us is not None
     assert wake_us > now.steady_us
     assert client.session.silent(Moment(now.wall_us, wake_us)), "it wakes when it has waited enough"
+
+
+def test_a_rejection_that_verified_is_told_after_a_reconnect_also_when_its_version_had_come_damaged(authority: Any) -> None:
+    """What did not verify is told to the connection that said it and forgotten with it; what the application said is not."""
+    client = Client(authority, rejects={3})
+    client.connect(START)
+    client.take(authority.snapshot(), START)
+    client.receipts(later(5))
+    client.session.receipts.acknowledged(1)
+    held = authority.latest
+    authority.publish(checkout__limits={"max_items": 2})
+    good = authority.delta(held)
+    damaged = msgspec.structs.replace(
+        good, changes=tuple(msgspec.structs.replace(one, document='{"max_items":3}') for one in good.changes)
+    )
+    client.take(damaged, later(6))
+    assert [type(frame) for frame in client.session.due(later(6))] == [frames.Resync]
+    client.take(damaged, later(6))
+    assert client.channel.alarm is not None
+    client.take(authority.snapshot(have=held.cursor), later(7))
+    assert client.channel.rejection is not None
+    client.session.lost()
+    client.connect(later(8))
+    client.take(authority.delta(held), later(8))
+    told = [(one.number, one.state, one.reason) for one in client.receipts(later(60))]
+    assert told == [(3, "rejected", "the application's reason")]

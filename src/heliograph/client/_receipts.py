@@ -5,7 +5,8 @@ Promises:
 - A receipt stays here until the server says that it is durable, across any number of connections.
 - It leaves only on a connection whose other end knows the version: it showed that one or a later one here, or we said in hello that we
   hold it. A node that is behind would take it for a lie and close the connection.
-- What was refused because it did not verify is told to the connection that said it, and to no other.
+- What was refused because it did not verify is told to the connection that said it, and to no other; it never stands in for an answer that is
+  of what did verify.
 - Receipts leave in the order in which versions were answered; ``seq`` grows within a connection.
 - The queue is bounded by `LIMIT` receipts. Beyond it the oldest that a later one covers is left out (an applied version covers the applied and
   unaffected ones before it), a rejection only when nothing is covered. A thousand versions are none that a node could have sent within the moments
@@ -61,8 +62,9 @@ class Receipts:
 
     def add(self, answered: Answered, *, now_us: int, jitter_us: int) -> None:
         """``jitter_us`` 0: at once, and everything that waits goes with it. Otherwise with the next random moment within that bound."""
-        if any(self._repeats(waiting, answered) for waiting in self._queue):
+        if any(_repeats(answered, waiting.answered) for waiting in self._queue):
             return
+        self._queue = [waiting for waiting in self._queue if not _outdoes(answered, waiting.answered)]
         if jitter_us == 0:
             for waiting in self._unsent():
                 waiting.due_us = min(waiting.due_us, now_us)
@@ -119,11 +121,6 @@ class Receipts:
     def _unsent(self) -> list[_Pending]:
         return [waiting for waiting in self._queue if waiting.seq is None]
 
-    @staticmethod
-    def _repeats(waiting: _Pending, answered: Answered) -> bool:
-        held = waiting.answered
-        return (held.subscription, held.cursor, held.state) == (answered.subscription, answered.cursor, answered.state)
-
     def _send(self, waiting: _Pending, now_us: int, clock_offset_us: int) -> Receipt:
         if waiting.seq is None:
             self._last_seq += 1
@@ -144,6 +141,21 @@ class Receipts:
             clock_offset_us=clock_offset_us,
             trace=answered.trace,
         )
+
+
+def _repeats(new: Answered, held: Answered) -> bool:
+    if _outdoes(held, new):
+        return True
+    return _matter(new) == _matter(held) and (new.reason, new.verified) == (held.reason, held.verified)
+
+
+def _outdoes(one: Answered, other: Answered) -> bool:
+    """The same of the same version, but of what verified: it is said on any connection, and the other only on the one at hand."""
+    return _matter(one) == _matter(other) and one.verified and not other.verified
+
+
+def _matter(answered: Answered) -> tuple[int, Cursor, State]:
+    return answered.subscription, answered.cursor, answered.state
 
 
 def _is_lost(answered: Answered, subscription: int, epoch: int, number: int) -> bool:
