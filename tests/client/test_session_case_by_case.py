@@ -105,3 +105,20 @@ def test_a_rejection_that_verified_is_told_after_a_reconnect_also_when_its_versi
     client.take(authority.delta(held), later(8))
     told = [(one.number, one.state, one.reason) for one in client.receipts(later(60))]
     assert told == [(3, "rejected", "the application's reason")]
+
+
+def test_a_replay_of_what_came_from_the_disk_is_not_answered_as_a_rejection(authority: Any) -> None:
+    before = Client(authority)
+    before.connect(START)
+    before.take(authority.snapshot(), START)
+    client = Client(authority, held=before.channel.replica)
+    client.connect(START)
+    client.take(authority.current(), START)
+    held = authority.latest
+    authority.publish(checkout__limits={"max_items": 2})
+    client.take(authority.delta(held), later(1))
+    assert [one.number for one in client.receipts(later(10))] == [2, 3]
+    client.session.receipts.acknowledged(2)
+    client.take(authority.snapshot(to=held), later(11))
+    assert client.channel.alarm is not None
+    assert client.receipts(later(60)) == []

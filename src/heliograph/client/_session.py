@@ -82,12 +82,16 @@ class Channel:
     alarm: Alarm | None = None
     unsure: bool = False  # whether the server at the other end may think that something else is held here
     refused: Cursor | None = None  # what the last receipt for a refusal was about
-    ran: deque[str] = field(default_factory=lambda: deque(maxlen=RAN))  # ids of the versions applied here, the latest
+    ran: deque[str] = field(default_factory=lambda: deque(maxlen=RAN))  # ids of the versions that ran here, the latest
     error: HeliographError | None = None
     assembler: Assembler = field(default_factory=Assembler)
     resync: Resync = field(default_factory=Resync)
     declares: Callable[[], frames.Declares] = dict  # what the application can read now
     declared: frames.Declares = field(default_factory=dict)  # what this connection was told of it
+
+    def __post_init__(self) -> None:
+        if self.replica.cursor is not None:  # from the disk or the parent process: it runs already
+            self.ran.append(self.replica.cursor.version)
 
 
 @dataclass(frozen=True, slots=True)
