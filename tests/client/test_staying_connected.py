@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from heliograph.client import Heliograph, HeliographError, Retry, TimedOut
+from heliograph.client._backoff import Backoff
 from heliograph.client._discovery import Discovery
 from heliograph.client._disk import DiskWriter
 from heliograph.core import delta, frames
@@ -481,6 +482,39 @@ async def test_a_poll_that_is_not_held_is_not_repeated_in_a_circle(server: Any, 
     async with connect() as client:
         await eventually(lambda: client.status.receipts_pending == 0)
         assert len([1 for _, path, _ in server.requests if path.startswith("/v1/bundles")]) <= 3
+
+
+@pytest.mark.parametrize("settled_us", [0, 10**15])
+async def test_polling_that_was_good_is_resumed_soon_and_polling_that_fails_at_once_ever_later(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch, settled_us: int
+) -> None:
+    monkeypatch.setattr("heliograph.client._connection.SETTLED_US", settled_us)
+    monkeypatch.setattr("heliograph.client._transport_polling.PAUSE_S", 0.01)
+    server.refuse_upgrade, server.holds = HTTPStatus.BAD_GATEWAY, False
+    async with connect() as client:
+        failures = record_failures(client._engine.connection._polling_backoff, monkeypatch)
+        first: list[int] = []
+        for number in (3, 4, 5):
+            since = len(failures)
+            server.bundle_status = (HTTPStatus.SERVICE_UNAVAILABLE, {"code": "unavailable", "detail": "away"})
+            first.append((await eventually(lambda since=since: failures[since:]))[0])
+            server.bundle_status = None
+            server.authority.publish(checkout__limits={"max_items": number})
+            await client.wait_for_version(number, timeout=DEADLINE_S)
+    assert first == [0, 0, 0] if settled_us == 0 else 0 == first[0] < first[1] < first[2]
+
+
+def record_failures(backoff: Backoff, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many it counted at each of its pauses."""
+    counted: list[int] = []
+    delay = backoff.delay
+
+    def recorded(at_least_s: float = 0.0) -> float:
+        counted.append(backoff.failures)
+        return delay(at_least_s)
+
+    monkeypatch.setattr(backoff, "delay", recorded)
+    return counted
 
 
 # --- the disk -----------------------------------------------------------------------------------------------------------------------------

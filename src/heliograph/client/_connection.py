@@ -72,6 +72,7 @@ class Connection:
         self._due = asyncio.Event()
         self._alarm: tuple[int, asyncio.TimerHandle] | None = None  # steady microseconds
         self._session: Session | None = None
+        self._answered = False  # whether anything came since polling began
 
     async def run(self) -> None:
         pause = 0.0
@@ -115,14 +116,22 @@ class Connection:
         """Until cancelled, or until polling shows that nothing will help."""
         while True:
             try:
-                session = self._session = await self._dial.session()
-                session.poll(Moment.now())
-                self.transport = "polling"
-                await self._pump(self._dial.polling(), session)
+                self._session = await self._dial.session()
+                await self._follow_by_polling(self._session)
             except Unavailable as error:
                 self._left()
                 self.last_error = error
                 await asyncio.sleep(self._polling_backoff.delay(error.retry_after or 0.0))
+
+    async def _follow_by_polling(self, session: Session) -> None:
+        since, self._answered = Moment.now(), False
+        session.poll(since)
+        self.transport = "polling"
+        try:
+            await self._pump(self._dial.polling(), session)
+        finally:
+            if self._answered and _is_settled(since):
+                self._polling_backoff.succeeded()
 
     # --- being connected -------------------------------------------------------------------------------------------------------
 
@@ -137,7 +146,7 @@ class Connection:
             await self._pump(link, session)
         finally:
             # a box that lets the upgrade through and swallows the rest is no server, however long it takes
-            settled = session.welcome is not None and Moment.now().steady_us - since.steady_us > SETTLED_US
+            settled = session.welcome is not None and _is_settled(since)
             self._left()
             await link.close()
             if settled:
@@ -158,6 +167,7 @@ class Connection:
         await _first_to_end(link.run(lambda frame: self._take(session, frame)), self._send_due(link, session))
 
     def _take(self, session: Session, frame: FromServer) -> None:
+        self._answered = True
         for effect in session.take(frame, Moment.now()):
             self._apply(effect)
             self._note(effect)
@@ -223,6 +233,10 @@ class Connection:
         pause = self._backoff.delay(error.retry_after or 0.0)
         _log.info("not connected, trying again in %.1f s: %s", pause, error)
         return pause
+
+
+def _is_settled(since: Moment) -> bool:
+    return Moment.now().steady_us - since.steady_us > SETTLED_US
 
 
 async def _pause(seconds: float, watched: asyncio.Task[None] | None) -> None:
