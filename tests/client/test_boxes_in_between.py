@@ -100,8 +100,7 @@ async def test_only_the_servers_own_word_gives_a_receipt_up(
     monkeypatch.setattr("heliograph.client._receipts.RESEND_US", 10_000)
     server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
     box = Box(server, status, body, kind)
-    await server.stop()
-    await server.start()
+    await restart_http(server)
     async with connect() as client:
         await eventually(lambda: box.posts > 1)
         assert (client.status.receipts_pending, client.status.transport) == (1, "polling")
@@ -207,3 +206,95 @@ def flood(client: Heliograph) -> None:
     for number in range(1_000):
         session.receipts.add(Answered(1, Cursor(1, 1, f"v{number}"), "rejected", "r" * 2_000), now_us=0, jitter_us=0)
     client._engine.connection.hurry()
+
+
+# --- answers without end ------------------------------------------------------------------------------------------------------------------
+
+
+class Drip:
+    """Answers requests for ``path`` with a body that never ends: a byte now and then, or as fast as it is read."""
+
+    def __init__(self, server: Any, path: str, part: bytes, pause_s: float) -> None:
+        self.asked = 0
+        self._path, self._part, self._pause_s = path, part, pause_s
+        self._behind = server._serve_http
+        server._serve_http = self.serve
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if self._path.encode() not in head.splitlines()[0]:
+            await self._behind(Again(head, reader), writer)
+            return
+        self.asked += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(self._part)
+                await writer.drain()
+                await asyncio.sleep(self._pause_s)
+        writer.close()
+
+
+DRIPS = pytest.mark.parametrize(("part", "pause_s"), [(b" ", 0.05), (b" " * 65_536, 0.0)], ids=["slow", "fast"])
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, pause_s: float) -> None:
+    """Either the time or the size is what ends it."""
+    monkeypatch.setattr("heliograph.client._discovery.ANSWER_S", 0.2 if pause_s else 600.0)
+    monkeypatch.setattr("heliograph.client._transport_polling.POLL_S", 0.2 if pause_s else 600.0)
+    monkeypatch.setattr("heliograph.client._transport_polling.POST_S", 0.2 if pause_s else 600.0)
+    monkeypatch.setattr("heliograph.client._transport_polling.MAX_POLL_BYTES", 1024 * 1024)
+
+
+@DRIPS
+async def test_endpoints_without_end_keep_nobody_from_the_stream(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch, part: bytes, pause_s: float
+) -> None:
+    async with connect() as client:
+        first = await server.connection(1)
+        limit(monkeypatch, pause_s)
+        drip = Drip(server, "/v1/endpoints", part, pause_s)
+        await restart_http(server)
+        client._engine._reach.doubt()
+        await first.close(1001)
+        await server.connection(2)
+        assert drip.asked > 0
+
+
+@DRIPS
+async def test_a_poll_without_end_is_asked_again(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch, part: bytes, pause_s: float
+) -> None:
+    limit(monkeypatch, pause_s)
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    drip = Drip(server, "/v1/bundles", part, pause_s)
+    await restart_http(server)
+    client = connect(start_timeout=DEADLINE_S)
+    starting = asyncio.create_task(client.start())
+    await eventually(lambda: drip.asked > 1 or starting.done())
+    drip._path = "/nowhere"
+    await starting
+    assert client.config("search")["pages"] == 10
+    await client.close()
+
+
+@DRIPS
+async def test_an_answer_without_end_to_receipts_leaves_them_owed(
+    server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch, part: bytes, pause_s: float
+) -> None:
+    monkeypatch.setattr("heliograph.client._receipts.RESEND_US", 10_000)
+    limit(monkeypatch, pause_s)
+    server.refuse_upgrade = HTTPStatus.BAD_GATEWAY
+    drip = Drip(server, "/v1/receipts", part, pause_s)
+    await restart_http(server)
+    async with connect() as client:
+        await eventually(lambda: drip.asked > 1)
+        assert client.status.receipts_pending == 1
+        drip._path = "/nowhere"
+        assert (await server.receipt(2)).state == "applied"
+
+
+async def restart_http(server: Any) -> None:
+    """So that it serves as it was told to since it began."""
+    server._http.close()
+    server._http = await asyncio.start_server(server._serve_http, "127.0.0.1", server.http_port)

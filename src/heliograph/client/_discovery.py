@@ -16,20 +16,16 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from heliograph.client._codes import error_of
+from heliograph.client._answers import ask
 from heliograph.client._disk import DiskWriter, kept, read_copy
-from heliograph.client._tls import distrust
 from heliograph.core import dsse
 from heliograph.core.digest import Digest
 from heliograph.core.errors import BadSignature, HeliographError, InvalidRequest, Unavailable, UntrustedRoot
 from heliograph.core.records import ROOT_TYPE, Signed
 from heliograph.core.trust import Trust
 
-BROKEN: Final = (httpx.HTTPError, AttributeError)
-"""What a request that gets no answer raises; the second from anyio, of a socket that was reset in the moment it opened."""
+ANSWER_S: Final = 10.0
 MAX_ANSWER_BYTES: Final = 256 * 1024
-PASSING: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
-"""Refusals of this moment, beside those of 500 and more: the same request may be taken later."""
 _log = logging.getLogger("heliograph")
 
 
@@ -40,13 +36,6 @@ class Endpoints(msgspec.Struct, frozen=True):
     stream: str
     bundles: str
     ledger: str = ""
-
-
-class Problem(msgspec.Struct, frozen=True):
-    """What of an RFC 9457 problem document a client reads."""
-
-    code: str = ""
-    detail: str = ""
 
 
 class Discovery:
@@ -121,12 +110,12 @@ class Discovery:
 
     async def _get(self, path: str) -> bytes:
         try:
-            answer = await self._http.get(self._url + path)
-        except BROKEN as error:
-            raise Unavailable(f"cannot reach {self._url}: {distrust(error) or type(error).__name__}") from None
-        if answer.status_code != HTTPStatus.OK or len(answer.content) > MAX_ANSWER_BYTES:
-            raise Unavailable(f"{self._url}{path} answered HTTP {answer.status_code}")
-        return answer.content
+            answer = await ask(self._http, "GET", self._url + path, within_s=ANSWER_S, at_most=MAX_ANSWER_BYTES)
+        except Unavailable as error:
+            raise Unavailable(f"cannot reach {self._url}: {error}") from None
+        if answer.status != HTTPStatus.OK:
+            raise Unavailable(f"{self._url}{path} answered HTTP {answer.status}")
+        return answer.body
 
 
 def _root_in(body: bytes) -> Signed:
@@ -137,31 +126,3 @@ def _root_in(body: bytes) -> Signed:
     if kind != ROOT_TYPE:
         raise UntrustedRoot(f"the server shows something else ({kind}) as its trust root")
     return signed
-
-
-def problem_of(answer: httpx.Response) -> HeliographError:
-    """What an HTTP answer that is no success means; its own code where it is the server's. Unavailable: try again."""
-    retry_after = answer.headers.get("Retry-After", "")
-    seconds = float(retry_after) if retry_after.isdigit() else None
-    problem = _problem_in(answer)
-    if _is_passing(answer.status_code) or not problem.code:
-        return Unavailable(f"the server answered HTTP {answer.status_code} {problem.detail}".rstrip(), retry_after=seconds)
-    return error_of(problem.code, problem.detail)
-
-
-def is_final(answer: httpx.Response) -> bool:
-    """The server's own word that the same request will never be taken. A box in between says 404 and 405 as well, but in no problem document."""
-    return answer.is_client_error and not _is_passing(answer.status_code) and bool(_problem_in(answer).code)
-
-
-def _is_passing(status: int) -> bool:
-    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in PASSING
-
-
-def _problem_in(answer: httpx.Response) -> Problem:
-    if not answer.headers.get("Content-Type", "").startswith("application/problem+json"):
-        return Problem()
-    try:
-        return msgspec.json.decode(answer.content, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return Problem()

@@ -19,9 +19,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from heliograph.client._discovery import BROKEN, is_final, problem_of
+from heliograph.client._answers import Answer, ask, is_final, problem_of
 from heliograph.client._link import Take
-from heliograph.client._tls import distrust
 from heliograph.core.errors import Forbidden, HeliographError, Invalid, NotFound, Unavailable
 from heliograph.core.frames import (
     AdvanceFrame,
@@ -39,6 +38,10 @@ from heliograph.core.frames import (
 
 HOLD_S: Final = 25
 READ_TIMEOUT_S: Final = HOLD_S + 10.0
+POLL_S: Final = 300.0  # with the whole of a large view, over a slow line
+MAX_POLL_BYTES: Final = 256 * 1024 * 1024
+POST_S: Final = 60.0
+MAX_ANSWER_BYTES: Final = 256 * 1024
 PAUSE_S: Final = 5.0
 POST_LIMIT: Final = 500
 """Receipts in one post; the server takes 1,000."""
@@ -131,15 +134,19 @@ class PollingLink:
         if subscription.have is not None:
             query += [("have", str(subscription.have)), ("wait", HOLD_S)]
         path = f"/v1/bundles/{quote(subscription.namespace)}/{quote(subscription.environment)}"
-        try:
-            answer = await self._http.get(self._base + path, params=query, headers=self._headers, timeout=READ_TIMEOUT_S)
-        except BROKEN as error:
-            raise Unavailable(f"polling failed: {distrust(error) or type(error).__name__}") from None
-        if answer.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+        answer = await self._get(self._base + path, query)
+        if answer.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
             return []
-        if answer.status_code != HTTPStatus.OK:
+        if answer.status != HTTPStatus.OK:
             return [self._not_served(problem_of(answer), subscription.id)]
-        return [msgspec.structs.replace(frame, subscription=subscription.id) for frame in _frames_in(answer.content)]
+        return [msgspec.structs.replace(frame, subscription=subscription.id) for frame in _frames_in(answer.body)]
+
+    async def _get(self, url: str, query: list[tuple[str, str | int | float | bool | None]]) -> Answer:
+        told = {"params": query, "headers": self._headers, "timeout": READ_TIMEOUT_S}
+        try:
+            return await ask(self._http, "GET", url, within_s=POLL_S, at_most=MAX_POLL_BYTES, **told)
+        except Unavailable as error:
+            raise Unavailable(f"polling failed: {error}") from None
 
     @staticmethod
     def _not_served(error: HeliographError, subscription: int) -> ErrorFrame:
@@ -159,12 +166,12 @@ class PollingLink:
         answer = await self._post(receipts)
         if answer is None or self._take is None:
             return False
-        if answer.is_success:
+        if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
             self._settle(receipts)
             return True
         if not is_final(answer):
             return False
-        if answer.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        if answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise problem_of(answer)
         return await self._report_singly(receipts)
 
@@ -186,7 +193,7 @@ class PollingLink:
                 return False
         return True
 
-    async def _post(self, receipts: Sequence[Receipt]) -> httpx.Response | None:
+    async def _post(self, receipts: Sequence[Receipt]) -> Answer | None:
         where = {one.id: one for one in self._wanted()}
         told = PolledReceipts(
             instance=self._reporter.instance,
@@ -195,12 +202,16 @@ class PollingLink:
             receipts=tuple(_polled(where[one.subscription], one) for one in receipts),
         )
         try:
-            return await self._http.post(
+            return await ask(
+                self._http,
+                "POST",
                 self._base + "/v1/receipts",
+                within_s=POST_S,
+                at_most=MAX_ANSWER_BYTES,
                 content=msgspec.json.encode(told),
                 headers={**self._headers, "Content-Type": "application/json"},
             )
-        except BROKEN:
+        except Unavailable:
             return None
 
 
