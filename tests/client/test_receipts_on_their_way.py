@@ -42,6 +42,16 @@ def test_a_receipt_waits_for_one_random_moment_within_the_jitter(receipts: Recei
     assert numbers(receipts, wake) == [1, 2]
 
 
+def test_a_receipt_that_this_server_may_not_be_told_leaves_the_others_their_random_moment() -> None:
+    receipts = Receipts(Random(1))
+    receipts.connected({1: None, 2: None})
+    receipts.add(answered(9), now_us=0, jitter_us=1_000)
+    receipts.shown(2, Cursor(1, 5, "v5"))
+    receipts.add(answered(5, subscription=2), now_us=10_000, jitter_us=1_000_000)
+    assert numbers(receipts, 10_000) == []
+    assert numbers(receipts, 1_010_000) == [5]
+
+
 def test_an_urgent_receipt_takes_those_that_wait_with_it(receipts: Receipts) -> None:
     receipts.add(answered(1), now_us=0, jitter_us=1_000_000)
     receipts.add(answered(2), now_us=10, jitter_us=0)

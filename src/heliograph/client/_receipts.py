@@ -68,7 +68,9 @@ class Receipts:
         if jitter_us == 0:
             for waiting in self._unsent():
                 waiting.due_us = min(waiting.due_us, now_us)
-        due = min((waiting.due_us for waiting in self._unsent()), default=now_us + int(self._random.uniform(0, jitter_us)))
+        # what this server may not be told stays, however long it is overdue: nothing leaves with it
+        leaving = (waiting.due_us for waiting in self._unsent() if self._is_known(waiting.answered))
+        due = min(leaving, default=now_us + int(self._random.uniform(0, jitter_us)))
         self._queue.append(_Pending(answered, due))
         if len(self._queue) > LIMIT:
             self._queue.remove(_covered(self._queue) or self._queue[0])
