@@ -24,27 +24,50 @@ from heliograph.core import errors, frames
 CONTRACTS = Path(__file__).resolve().parents[2] / "contracts"
 
 
+def at(wall_us: int, *, apart_us: int = 0) -> Moment:
+    """The two clocks are ``apart_us`` apart: a constant, until the wall clock jumps."""
+    return Moment(wall_us, wall_us - apart_us)
+
+
 @given(offset=st.integers(-(10**9), 10**9), there=st.integers(0, 5_000), back=st.integers(0, 5_000))
 def test_the_offset_is_right_within_half_of_the_unevenness_of_the_way(offset: int, there: int, back: int) -> None:
     clock = ClockOffset()
     sent = 10**15
-    clock.exchanged(sent, sent + offset + there, sent + offset + there + 100, sent + there + 100 + back)
+    clock.exchanged(sent, sent + offset + there, sent + offset + there + 100, at(sent + there + 100 + back))
     assert abs(clock.us - offset) <= abs(there - back) / 2 + 1
 
 
 def test_the_quickest_exchange_counts() -> None:
     clock = ClockOffset()
     assert not clock.known
-    clock.exchanged(1_000_000, 1_900_000, 1_900_000, 1_900_001)  # 900 ms there: offset estimated far off
-    clock.exchanged(2_000_000, 2_000_500, 2_000_500, 2_001_000)
+    clock.exchanged(1_000_000, 1_900_000, 1_900_000, at(1_900_001))  # 900 ms there: offset estimated far off
+    clock.exchanged(2_000_000, 2_000_500, 2_000_500, at(2_001_000))
     assert clock.us == 0
 
 
 def test_an_exchange_that_ends_before_it_began_is_not_counted() -> None:
     clock = ClockOffset()
-    clock.exchanged(2_000_000, 2_000_500, 2_000_500, 1_000_000)
-    clock.exchanged(0, 5, 5, 10)
+    clock.exchanged(2_000_000, 2_000_500, 2_000_500, at(1_000_000))
+    clock.exchanged(0, 5, 5, at(10))
     assert not clock.known
+    assert clock.us == 0
+
+
+@pytest.mark.parametrize("jump_us", [3_600_000_000, -3_600_000_000, 200_000])
+def test_after_a_jump_of_the_wall_clock_the_first_exchange_counts(jump_us: int) -> None:
+    clock, sent = ClockOffset(), 10**15
+    for _ in range(10):
+        sent += 10_000_000
+        clock.exchanged(sent, sent + 500, sent + 500, at(sent + 1_000))
+    sent += jump_us
+    clock.exchanged(sent, sent - jump_us + 1_000, sent - jump_us + 1_000, at(sent + 2_000, apart_us=jump_us))
+    assert clock.us == -jump_us
+
+
+def test_two_clocks_that_are_not_read_in_one_moment_are_no_jump() -> None:
+    clock, sent = ClockOffset(), 10**15
+    clock.exchanged(sent, sent + 500, sent + 500, at(sent + 1_000))
+    clock.exchanged(sent, sent + 40_000, sent + 40_000, at(sent + 40_000, apart_us=10_000))
     assert clock.us == 0
 
 

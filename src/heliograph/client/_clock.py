@@ -6,6 +6,8 @@ import time
 from typing import Final, NamedTuple
 
 SAMPLES: Final = 8
+JUMP_US: Final = 50_000
+"""What a busy machine may take between the readings of two clocks is no jump."""
 
 
 class Moment(NamedTuple):
@@ -22,18 +24,25 @@ class Moment(NamedTuple):
 class ClockOffset:
     """How far the server's clock is ahead of ours, estimated as in SNTP: of the last eight exchanges the one with the shortest delay counts.
 
-    Read from any thread.
+    What was measured before the wall clock jumped says nothing of the time after, and is forgotten with the next exchange. Read from any thread.
     """
 
     def __init__(self) -> None:
         self._samples: tuple[tuple[int, int], ...] = ()  # (delay, offset), microseconds
+        self._apart_us: int | None = None  # wall minus steady clock, at the last exchange
 
-    def exchanged(self, sent_us: int, received_there_us: int, sent_there_us: int, received_us: int) -> None:
+    def exchanged(self, sent_us: int, received_there_us: int, sent_there_us: int, received: Moment) -> None:
         """Four stamps of one exchange; the middle two are the server's. A negative delay means that a clock jumped: not counted."""
-        delay = (received_us - sent_us) - (sent_there_us - received_there_us)
+        known = () if self._jumped(received) else self._samples
+        delay = (received.wall_us - sent_us) - (sent_there_us - received_there_us)
         if delay >= 0 and sent_us > 0:
-            offset = ((received_there_us - sent_us) + (sent_there_us - received_us)) // 2
-            self._samples = (*self._samples[1 - SAMPLES :], (delay, offset))
+            offset = ((received_there_us - sent_us) + (sent_there_us - received.wall_us)) // 2
+            known = (*known[1 - SAMPLES :], (delay, offset))
+        self._samples = known
+
+    def _jumped(self, now: Moment) -> bool:
+        before, self._apart_us = self._apart_us, now.wall_us - now.steady_us
+        return before is not None and abs(self._apart_us - before) > JUMP_US
 
     @property
     def us(self) -> int:

@@ -249,7 +249,7 @@ class Session:
             case frames.ReceiptAck():
                 self.receipts.acknowledged(frame.seq)
             case frames.HeartbeatAck():
-                self.offset.exchanged(frame.echo_us, frame.received_at_us, frame.received_at_us, now.wall_us)
+                self.offset.exchanged(frame.echo_us, frame.received_at_us, frame.received_at_us, now)
             case frames.Ping():
                 self._heartbeat_at_us = now.steady_us
             case frames.Drain():
@@ -259,7 +259,7 @@ class Session:
 
     def _welcomed(self, welcome: frames.Welcome, now: Moment) -> None:
         self.welcome = welcome
-        self.offset.exchanged(self._hello_us, welcome.received_at_us, welcome.sent_at_us, now.wall_us)
+        self.offset.exchanged(self._hello_us, welcome.received_at_us, welcome.sent_at_us, now)
         self.receipts.again(now_us=now.steady_us, jitter_us=welcome.receipt_jitter_ms * 1000)
         # the first one soon: hello waited for the token's check, which makes it a poor measure of the clock
         self._heartbeat_at_us = now.steady_us + int(
