@@ -29,8 +29,10 @@ def later(seconds: float) -> Moment:
 class Client:
     """A session with the application beside it, which rejects the versions ``rejects``; ``held`` is what the disk had."""
 
-    def __init__(self, authority: Any, *, rejects: Collection[int] = (), held: Replica | None = None) -> None:
-        self.live = Live("shop", "production", ("",), lambda _: None)
+    def __init__(
+        self, authority: Any, *, rejects: Collection[int] = (), held: Replica | None = None, view: tuple[str, ...] = ("",)
+    ) -> None:
+        self.live = Live("shop", "production", view, lambda _: None)
         self.rejects = rejects
         self.live.validators.append(self.check)
         trust = Trust.from_root(authority.root(), authority.anchor)
@@ -122,3 +124,19 @@ def test_a_replay_of_what_came_from_the_disk_is_not_answered_as_a_rejection(auth
     client.take(authority.snapshot(to=held), later(11))
     assert client.channel.alarm is not None
     assert client.receipts(later(60)) == []
+
+
+def test_schemas_are_declared_as_far_as_the_whole_hello_has_room(authority: Any) -> None:
+    """Quotes count twice: a schema is JSON within JSON. What a heartbeat says afterwards is the same choice."""
+    view = tuple(f"team-{number:03}/{'f' * 60}/{'c' * 60}" for number in range(256))
+    client = Client(authority, view=view)
+    declared = dict.fromkeys(view[:32], '"' * 3_000)
+    client.channel.declares = lambda: declared
+    hello = client.session.greet(START)
+    assert len(msgspec.json.encode(hello)) <= frames.MAX_CLIENT_FRAME
+    chosen = hello.subscriptions[0].declares
+    assert chosen
+    assert len(chosen) < len(declared)
+    client.connect(later(1))
+    [beat] = [frame for frame in client.session.due(later(3)) if isinstance(frame, frames.Heartbeat)]
+    assert beat.declares is msgspec.UNSET

@@ -8,12 +8,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heliograph.client import _codes
+from heliograph.client import Heliograph, Subscription, _codes
 from heliograph.client._backoff import Backoff
 from heliograph.client._clock import ClockOffset, Moment
 from heliograph.client._dispatch import CAPACITY, Feed, Mailbox, call_each
@@ -69,6 +70,30 @@ def test_two_clocks_that_are_not_read_in_one_moment_are_no_jump() -> None:
     clock.exchanged(sent, sent + 500, sent + 500, at(sent + 1_000))
     clock.exchanged(sent, sent + 40_000, sent + 40_000, at(sent + 40_000, apart_us=10_000))
     assert clock.us == 0
+
+
+def places(count: int, selectors: int) -> list[Subscription]:
+    view = [f"team-{number:02}/service-with-some-name/component-with-a-name/" for number in range(selectors)]
+    return [Subscription("shop", f"environment-{number:02}", view) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({"subscriptions": places(64, 20)}, "views"),
+        (
+            {"subscriptions": places(64, 3), "labels": {chr(0x1F6F0 + number) * 200: "🛰" * 200 for number in range(32)}},
+            "labels",
+        ),
+    ],
+)
+def test_a_client_that_could_not_say_hello_is_not_made(authority: Any, more: dict[str, Any], names: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match=f"{names}.* bytes more than one connection can say"):
+        Heliograph("http://localhost", token=authority.token(), cache_dir=None, **more)
+
+
+def test_as_many_subscriptions_as_servers_take_fit_with_views_of_some_folders(authority: Any) -> None:
+    Heliograph("http://localhost", token=authority.token(), cache_dir=None, subscriptions=places(64, 10))
 
 
 def heartbeats(heartbeat_s: float, *, offset_us: int = 0, count: int = 40) -> list[Moment]:

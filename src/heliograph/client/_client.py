@@ -22,6 +22,7 @@ from heliograph.client._dispatch import Feed, call_each
 from heliograph.client._engine import Engine, Listeners, open_engine, unknown
 from heliograph.client._environment import Environment, Reader
 from heliograph.client._forks import watch
+from heliograph.client._hello import require_room
 from heliograph.client._live import Callback, Live
 from heliograph.client._network import Network, OverHttp
 from heliograph.client._options import Options
@@ -125,6 +126,7 @@ class Heliograph(Reader):
         self._start_timeout = start_timeout
         self._require_network = require_network
         self._lives = tuple(Live(one.namespace, one.environment, tuple(one.view), self._spawn) for one in wanted)
+        require_room(self._options.fingerprint(), self._lives)
         self._phase: Phase = "new"
         self._fatal: HeliographError | None = None
         self._engine: Engine | None = None

@@ -22,6 +22,7 @@ import msgspec
 
 from heliograph.client._clock import ClockOffset, Moment
 from heliograph.client._codes import error_of
+from heliograph.client._hello import declared_bytes, room_for_schemas
 from heliograph.client._identity import Identity
 from heliograph.client._live import Proposal, reason_of
 from heliograph.client._receipts import Answered, Receipts
@@ -154,6 +155,7 @@ class Session:
         self._fingerprint = fingerprint
         self._accept = accept
         self._random = random
+        self._room = room_for_schemas(fingerprint, (channel.replica for channel in self.channels.values()))
         self._link: Literal["websocket", "polling", "none"] = "none"
         self._hello_us = 0
         self._heard_us = 0
@@ -210,13 +212,13 @@ class Session:
 
     def _note_declared(self) -> bool:
         """Chooses what fits one frame, in the order of binding; whether that is something new to this connection."""
-        count, room, news = frames.MAX_DECLARED, frames.MAX_DECLARED_BYTES, False
+        count, room, frame_room, news = frames.MAX_DECLARED, frames.MAX_DECLARED_BYTES, self._room, False
         for channel in self.channels.values():
             chosen: frames.Declares = {}
             for name, schema in channel.declares().items():
-                size = len(schema.encode())
-                if count and size <= room:
-                    count, room, chosen[name] = count - 1, room - size, schema
+                size, said = len(schema.encode()), declared_bytes(name, schema)
+                if count and size <= room and said <= frame_room:
+                    count, room, frame_room, chosen[name] = count - 1, room - size, frame_room - said, schema
             news |= chosen != channel.declared
             channel.declared = chosen
         return news
