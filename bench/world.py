@@ -105,7 +105,7 @@ class World:
         async with httpx.AsyncClient(base_url=self.stack.endpoints["bundles"], headers=headers, timeout=30) as sync:
             for _ in range(500):
                 answer = (await sync.get(path)).raise_for_status()
-                if len(answer.json()["changes"]) == CONFIGS:
+                if len(answer.json().get("changes", {})) == CONFIGS:
                     return len(answer.content)
                 await asyncio.sleep(0.01)
         raise Failed("the node did not get the first version within 5 s")
