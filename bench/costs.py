@@ -1,4 +1,6 @@
-"""What things cost, as measured: the one table that the cost model of docs/scaling.md and the simulation read. A figure that was not measured says so."""
+"""What things cost, as measured: the one table that the cost model of docs/scaling.md and the simulation read. A figure that was not measured says so.
+
+They are of a slow day: docs/benchmarks.md shows the last one measured, which may be quicker by a fifth. A plan had better err on that side."""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ class Cost:
 
 RESEARCH = "measured while the design was made, same machine"
 PAGE = "docs/benchmarks.md, Sync engine"
-SLOW = "the machine of that page, whose C loop takes 5.3 µs for a send where a quick one takes 4"
+SLOW = "on a slow day of that machine, whose C loop took 5.3 µs for a send where a quick one takes 4"
 ESTIMATE = "estimated from a profile, not timed on a quiet machine"
 COSTS = {
     "send": Cost(
