@@ -10,6 +10,7 @@ import string
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.asyncio.server import Server, ServerConnection, serve
 
+from heliograph.client import Heliograph, Retry
 from heliograph.core import dsse, frames, history, proof, trie
 from heliograph.core import token as token_text
 from heliograph.core.canonical import canonical
@@ -31,6 +33,7 @@ from heliograph.core.trust import Role, Roles, Root, anchor_of
 START_US = 1_790_000_000_000_000
 FAR_US = 4_000_000_000_000_000
 DEADLINE_S = 20.0
+QUICK = Retry(first_s=0.01, cap_s=0.05)
 
 
 class Key:
@@ -520,3 +523,22 @@ async def server(authority: Authority) -> AsyncIterator[StagedServer]:
 @pytest.fixture
 def new_server() -> Callable[..., StagedServer]:
     return StagedServer
+
+
+@pytest.fixture
+def connect(server: Any, tmp_path: Path) -> Callable[..., Heliograph]:
+    """Clients of it that try again at once; a room whose clients are others has its own."""
+
+    def make(**more: Any) -> Heliograph:
+        told = {"namespace": "shop", "environment": "production", "cache_dir": tmp_path, "retry": QUICK, **more}
+        return Heliograph(server.url, token=server.authority.token(), **told)
+
+    return make
+
+
+async def eventually(reached: Callable[[], Any]) -> Any:
+    """Until it holds; what it came to."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not (found := reached()):
+            await asyncio.sleep(0.005)
+    return found

@@ -5,36 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.conftest import eventually
 
-from heliograph.client import Heliograph, Retry
+from heliograph.client import Heliograph
 from heliograph.client._receipts import Answered
 from heliograph.client._transport_websocket import WebSocketLink
 from heliograph.core.records import Cursor
 
 DEADLINE_S = 20.0
-QUICK = Retry(first_s=0.01, cap_s=0.05)
-
-
-@pytest.fixture
-def connect(server: Any, tmp_path: Path) -> Callable[..., Heliograph]:
-    def make(**more: Any) -> Heliograph:
-        told = {"namespace": "shop", "environment": "production", "cache_dir": tmp_path, "retry": QUICK, **more}
-        return Heliograph(server.url, token=server.authority.token(), **told)
-
-    return make
-
-
-async def eventually(reached: Callable[[], Any]) -> Any:
-    async with asyncio.timeout(DEADLINE_S):
-        while not (found := reached()):
-            await asyncio.sleep(0.005)
-    return found
 
 
 class Box:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pydantic
 import pytest
+from tests.client.conftest import eventually
 
 from heliograph.client import ABSENT, Change, Heliograph, Invalid, Subscription, TimedOut, Update, _client
 from heliograph.core.errors import InvalidName, InvalidRequest, NotFound, NotReady, SchemaViolation, Unauthenticated
@@ -42,13 +43,6 @@ def connect(server: Any, tmp_path: Path) -> Callable[..., Heliograph]:
         return Heliograph(server.url, token=server.authority.token(), **told)
 
     return make
-
-
-async def eventually(reached: Callable[[], Any]) -> Any:
-    async with asyncio.timeout(DEADLINE_S):
-        while not (found := reached()):
-            await asyncio.sleep(0.005)
-    return found
 
 
 async def test_reading(server: Any, connect: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import sys
-from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from tests.client.conftest import eventually
 
-from heliograph.client import Heliograph, HeliographError, Retry, TimedOut
+from heliograph.client import HeliographError, TimedOut
 from heliograph.client._backoff import Backoff
 from heliograph.client._discovery import Discovery
 from heliograph.client._disk import DiskWriter
@@ -24,23 +24,6 @@ from heliograph.runtime.children import PIPE, start
 
 DEADLINE_S = 20.0
 replace = msgspec.structs.replace
-QUICK = Retry(first_s=0.01, cap_s=0.05)
-
-
-@pytest.fixture
-def connect(server: Any, tmp_path: Path) -> Callable[..., Heliograph]:
-    def make(**more: Any) -> Heliograph:
-        told = {"namespace": "shop", "environment": "production", "cache_dir": tmp_path, "retry": QUICK, **more}
-        return Heliograph(server.url, token=server.authority.token(), **told)
-
-    return make
-
-
-async def eventually(reached: Callable[[], Any]) -> Any:
-    async with asyncio.timeout(DEADLINE_S):
-        while not (found := reached()):
-            await asyncio.sleep(0.005)
-    return found
 
 
 # --- coming back --------------------------------------------------------------------------------------------------------------------------

@@ -111,5 +111,7 @@ class Connection:
 
     def acknowledged(self, at_us: int) -> int:
         """Every receipt up to this ``seq`` is durable, or its client has given it up; -1: none is known to be."""
-        due = [seq for seq, refused_us in (self.refused or {}).items() if at_us - refused_us < AGAIN_US]
+        if not self.refused:
+            return self.durable
+        due = [seq for seq, refused_us in self.refused.items() if at_us - refused_us < AGAIN_US]
         return min(self.durable, *(seq - 1 for seq in due)) if due else self.durable
