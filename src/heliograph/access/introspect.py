@@ -14,6 +14,7 @@ import msgspec
 from heliograph.access.principal import Principal
 from heliograph.core import token
 from heliograph.core.errors import Overloaded, Unauthenticated, Unavailable
+from heliograph.runtime.unanswered import UNANSWERED
 
 T = TypeVar("T")
 FRESH_S: Final = 30.0
@@ -24,8 +25,6 @@ MAX_ASKED_AT_ONCE: Final = 32
 MAX_WAITING: Final = 2_000
 """Questions that may wait for their turn: more new tokens than this at once are an attack, or a fleet that had better come back spread out."""
 TIMEOUT_S: Final = 5.0
-BROKEN: Final = (httpx.HTTPError, AttributeError)
-"""What a question that gets no answer raises; the second from anyio, of a socket that was reset in the moment it opened."""
 
 
 class Introspector:
@@ -115,7 +114,7 @@ class Introspector:
         headers = {"Authorization": f"Bearer {self._token()}"}
         try:
             answer = await self._http.post("/v1/internal/introspect", json={"sha256": sha256.hex()}, headers=headers)
-        except BROKEN as error:
+        except UNANSWERED as error:
             raise Unavailable(
                 f"tokens cannot be checked now: the registry is not reachable ({type(error).__name__})", retry_after=1
             ) from None

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from heliograph.core.errors import Corrupt, InvalidRequest, Unavailable
+from heliograph.runtime.unanswered import UNANSWERED
 from heliograph.services.ledger.ports import CurrentHead
 from heliograph.services.ledger.report import Report
 
@@ -61,7 +62,7 @@ class HttpRegistry:
     async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             answer = await self._client.request(method, path, **options)
-        except httpx.HTTPError as error:
+        except UNANSWERED as error:
             raise Unavailable(f"the registry is not reachable ({type(error).__name__})") from None
         if answer.status_code >= 500 or answer.status_code in _TRY_LATER:
             raise Unavailable(f"the registry answered {answer.status_code}")

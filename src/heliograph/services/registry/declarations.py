@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from heliograph.core.errors import Unavailable
+from heliograph.runtime.unanswered import UNANSWERED
 from heliograph.services.registry.cache import ByteCache
 from heliograph.services.registry.heads import Place
 
@@ -114,7 +115,7 @@ class Declarations:
             answer = await self._client.get(path, params={"config": list(configs)}, timeout=ASK_S)
             answer.raise_for_status()
             return msgspec.json.decode(answer.content, type=kind)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
+        except (*UNANSWERED, msgspec.DecodeError) as error:
             self._rests_until = time.monotonic() + REST_S
             log.warning("declarations_unknown", error=type(error).__name__)
             raise Unavailable(f"the ledger does not say what instances declare ({type(error).__name__})") from None

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from heliograph.runtime.retry import delay
+from heliograph.runtime.unanswered import UNANSWERED
 from heliograph.services.registry.answers import Waited
 from heliograph.services.registry.heads import Place
 
@@ -65,7 +66,7 @@ class Propagations:
             reached = float(story["share"]) >= share or not story["instances"]
             if story.get("behind"):
                 return _unknown(share, seconds, "the ledger has not read the whole log yet"), story
-        except httpx.HTTPError as error:
+        except UNANSWERED as error:
             return _unknown(share, seconds, _problem(error)), None
         except (msgspec.DecodeError, KeyError, TypeError, ValueError):
             return _unknown(share, seconds, "the ledger's answer is not understood"), None
@@ -80,7 +81,7 @@ class Propagations:
                 return await self._until_leaving(question, left)
             except httpx.TimeoutException:
                 raise
-            except httpx.HTTPError as error:
+            except UNANSWERED as error:
                 if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
                     raise
                 await asyncio.sleep(delay(attempt, base_s=0.1))
@@ -107,7 +108,7 @@ class Propagations:
         return msgspec.json.decode(answer.content, type=dict[str, Any])
 
 
-def _problem(error: httpx.HTTPError) -> str:
+def _problem(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "the ledger did not answer in time"
     if not isinstance(error, httpx.HTTPStatusError):

@@ -11,6 +11,7 @@ import msgspec
 from heliograph.core.delta import Entry
 from heliograph.core.errors import Corrupt, NotFound, Unavailable
 from heliograph.core.records import Signed
+from heliograph.runtime.unanswered import UNANSWERED
 
 TIMEOUT_S = 30.0
 
@@ -103,7 +104,7 @@ class Registry:
     async def _get(self, path: str, **query: str) -> bytes:
         try:
             answer = await self._http.get(path, params={key: value for key, value in query.items() if value})
-        except httpx.HTTPError as error:
+        except UNANSWERED as error:
             raise Unavailable(f"the registry is not reachable ({type(error).__name__})", retry_after=1) from None
         if answer.status_code == httpx.codes.NOT_FOUND:
             raise NotFound(_detail(answer) or f"the registry has no {path}")

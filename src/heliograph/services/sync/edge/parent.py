@@ -14,14 +14,13 @@ from heliograph.core.errors import BadSignature, HeliographError, InvalidRequest
 from heliograph.core.records import ROOT_TYPE, Signed
 from heliograph.core.token import Token
 from heliograph.core.trust import Trust
+from heliograph.runtime.unanswered import UNANSWERED
 from heliograph.services.sync.edge.copies import Copies
 from heliograph.services.sync.environment import MAX_RECOVERIES
 
 log = structlog.get_logger()
 
 TIMEOUT_S: Final = 10.0
-BROKEN: Final = (httpx.HTTPError, AttributeError)
-"""What a request that gets no answer raises; the second of a socket that was reset in the moment it opened."""
 MAX_ANSWER_BYTES: Final = 256 * 1024
 MAX_LEAVES: Final = 1_000_000
 ROOTS: Final = "roots"
@@ -151,7 +150,7 @@ class Parent:
         """``missing``: what it stands for that there is no such path."""
         try:
             answer = await http.get(path, params=query, headers=headers)
-        except BROKEN as error:
+        except UNANSWERED as error:
             raise Unavailable(f"the parent is not reachable ({type(error).__name__})") from None
         if missing is not None and answer.status_code == httpx.codes.NOT_FOUND:
             return missing
